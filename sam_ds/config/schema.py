@@ -1,0 +1,143 @@
+"""The recipe: everything that defines *what* is trained. How it is spread lies in the DeepSpeed config.
+
+A recipe is a tree of frozen dataclasses of plain values, so it can be printed, diffed, hashed, and changed from
+the command line (``--set optim.lr=4e-4``). Every field is read by something: there are no dead options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    preset: str = "vit_b"  # a name in modeling.presets
+    drop_path: float = 0.0  # stochastic depth of the last encoder block, rising linearly from 0
+    init: str = ""  # a .pth or .safetensors to start from; empty: random
+    checkpointing: str = "none"  # none | torch | fairscale: recompute encoder blocks (and decoder rounds) in backward
+    checkpoint_offload: bool = False  # fairscale only: keep the recomputation's inputs in host memory
+    attention: str = "auto"  # auto | reference | sdpa: which rel_pos_attention
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """Random changes of a training picture. Evaluation never uses them: it resizes and pads."""
+
+    flip: float = 0.0  # chance of a horizontal flip
+    scale_jitter: tuple[float, float] = (1.0, 1.0)  # large-scale jitter: the range of the resize factor
+    crop: tuple[float, float] = (1.0, 1.0)  # range of the side of a random crop, as a part of the picture's
+    object_crop: float = 0.0  # chance of a crop around a randomly chosen object instead
+    object_crop_sides: tuple[float, float] = (3.0, 12.0)  # its side, in multiples of sqrt(mask area)
+    rotate: float = 0.0  # largest rotation, degrees either way
+    shear: float = 0.0  # largest shear, degrees either way
+    affine_scale: tuple[float, float] = (1.0, 1.0)  # range of the factor of the affine change
+    brightness: float = 0.0  # colour jitter: factors are drawn from [1 - v, 1 + v]
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0  # as a part of the colour circle, at most 0.5
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    max_masks: int = 64  # masks drawn from a picture
+    max_area: float = 0.9  # masks over this part of the picture are dropped (SAM, appendix)
+    min_area: int = 1  # pixels in the source; smaller masks are dropped
+    min_predicted_iou: float = 0.0
+    min_stability: float = 0.0
+    exact: bool = False  # decode the whole JPEG before resizing, instead of the DCT-scaled decode
+    workers: int = 2  # loader processes a rank; 0 loads in the training process
+    bad_budget: float = 0.01  # the run stops when more than this part of the samples seen was bad
+    transforms: TransformConfig = TransformConfig()
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How prompts are drawn. The chances of the first prompt's kinds sum to 1."""
+
+    point: float = 0.5
+    box: float = 0.5
+    mask: float = 0.0
+    none: float = 0.0
+    num_points: tuple[float, ...] = (1.0,)  # chance of 1, 2, … points when the first prompt is points
+    correction_rounds: int = 8  # rounds with one more point from the error region
+    extra_rounds: int = 2  # rounds with no new point: one at a random place, the others last
+    box_noise: float = 0.1  # standard deviation of each corner coordinate, as a part of the side
+    box_noise_max: float = 20.0  # pixels of a 1024-pixel input
+
+    @property
+    def rounds(self) -> int:
+        return 1 + self.correction_rounds + self.extra_rounds
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    focal: float = 20.0
+    dice: float = 1.0
+    iou: float = 1.0
+    focal_alpha: float = 0.25  # weight of foreground pixels; negative: both count alike
+    focal_gamma: float = 2.0
+    resolution: str = "input"  # input: upsample the logits to S first | logits: compare on the logits' grid
+    mean_over_rounds: bool = False  # False: the sum over rounds (as SAM 2's public trainer)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 8e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    layer_decay: float = 1.0  # factor of the learning rate from one encoder block to the one below
+    implementation: str = "auto"  # auto | torch | deepspeed_cpu | deepspeed_fused | apex_fused
+    frozen_encoder_steps: int = 0  # first steps in which the image encoder is not trained
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: str = "step"  # step | cosine | constant | rsqrt
+    warmup_steps: int = 250
+    milestones: tuple[int, ...] = ()  # step only
+    gamma: float = 0.1  # step only: the factor at each milestone
+    final: float = 0.0  # cosine only: the factor at the end
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 90_000
+    log_every: int = 10
+    eval_every: int = 1000  # 0: before and after the training only
+    save_every: int = 1000  # 0: at the end only
+    keep_last: int = 3
+    keep_best: bool = True  # by mIoU at the last number of clicks
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    clicks: tuple[int, ...] = (1, 3, 5, 8)
+    box: bool = True
+    max_pictures: int = 0  # 0: all
+    max_masks: int = 0  # a picture; 0: all
+    batch: int = 4  # pictures
+    pictures: int = 8  # overlays drawn
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    mlflow: bool = True
+    tensorboard: bool = False
+    experiment: str = "sam_ds"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    task: str = "segment_images"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompts: PromptConfig = PromptConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
