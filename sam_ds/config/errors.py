@@ -1,0 +1,23 @@
+"""The one exception for what a user can mend, and the words that help to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A user's mistake: the message is one line that says what, where, and how to mend it.
+
+    The command line prints it without a traceback and exits with 2. Whatever is a mistake of ours must be
+    another exception, so that its traceback is seen.
+    """
+
+
+def nearest(word: str, words: Iterable[str], limit: int = 3) -> str:
+    """``word``'s closest spellings among ``words``, else all of them, as text for an error message."""
+    known = list(words)
+    close = difflib.get_close_matches(word, known, n=limit, cutoff=0.55)
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "known: " + ", ".join(sorted(known))
