@@ -1,0 +1,62 @@
+"""The objective of one round: focal, dice and predicted-IoU losses of the best of an object's masks.
+
+SAM trains the mask with the lowest focal + dice loss of those the prompt asks for ("Segment Anything", section 3,
+"Resolving ambiguity"), chosen for each object on its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sam_ds.config.schema import LossConfig
+from sam_ds.ops import mask_loss
+from sam_ds.types import Prediction
+
+
+class RoundLoss(NamedTuple):
+    """float32 [O] each. ``total`` is weighted; the parts are not."""
+
+    total: Tensor
+    focal: Tensor
+    dice: Tensor
+    iou_error: Tensor  # squared error of the predicted IoU
+    iou: Tensor  # of the trained mask with the truth; no gradient
+
+
+def round_loss(prediction: Prediction, allowed: Tensor, truth: Tensor, valid: Tensor, config: LossConfig) -> RoundLoss:
+    """Losses of one round.
+
+    Args:
+        prediction: C masks an object.
+        allowed: bool [O, C], the masks the prompt asks for.
+        truth: bool [O, H, W]; valid: int [O, 2] (see ``ops.mask_loss``).
+    """
+    best, actual = _best(prediction, allowed, truth, valid, config)
+    rows = torch.arange(len(best), device=best.device)
+    # Only the chosen mask is worth a backward: its losses are taken once more, with a graph.
+    focal, dice, iou = (
+        part[:, 0]
+        for part in mask_loss(
+            prediction.masks[rows, best][:, None], truth, valid, config.focal_alpha, config.focal_gamma
+        )
+    )
+    squared = (prediction.iou.float() - actual) ** 2  # [O, C]
+    if config.iou_masks == "all":
+        iou_error = (squared * allowed).sum(1) / allowed.sum(1)
+    else:
+        iou_error = squared[rows, best]
+    total = config.focal * focal + config.dice * dice + config.iou * iou_error
+    return RoundLoss(total, focal, dice, iou_error, iou)
+
+
+@torch.no_grad()
+def _best(
+    prediction: Prediction, allowed: Tensor, truth: Tensor, valid: Tensor, config: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """The mask to train, int64 [O], and the actual IoU of every mask, float32 [O, C]."""
+    focal, dice, iou = mask_loss(prediction.masks, truth, valid, config.focal_alpha, config.focal_gamma)
+    cost = (config.focal * focal + config.dice * dice).masked_fill(~allowed, torch.inf)
+    return cost.argmin(1), iou

@@ -1,0 +1,142 @@
+"""Promptable segmentation: a batch of pictures with masks becomes a loss through a rollout of prompts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sam_ds.config.schema import Recipe
+from sam_ds.losses.objective import RoundLoss, round_loss
+from sam_ds.modeling.presets import build_sam
+from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
+from sam_ds.ops import rasterize
+from sam_ds.prompts.draws import object_keys
+from sam_ds.prompts.rollout import clickless_round, rollout
+from sam_ds.types import SegmentBatch, _Tensors
+
+
+@dataclass(frozen=True)
+class SegmentInputs(_Tensors):
+    """A batch on the device, ready for ``forward``. H = W is the side of the loss's grid."""
+
+    images: Tensor  # float32 [B, 3, S, S]  normalised, zero where padded
+    picture: Tensor  # int64 [O]
+    truth: Tensor  # bool [O, H, W]
+    valid: Tensor  # int32 [O, 2]         the part of the loss's grid that shows picture
+    weights: Tensor  # float32 [O]          0 for an object that the crop left nothing of
+    keys: Tensor  # int64 [O]            of every draw
+    clickless: Tensor  # int64 []             the round that adds no point
+
+    @property
+    def count(self) -> Tensor:
+        """How many objects count, a float32 scalar."""
+        return self.weights.sum()
+
+
+class SegmentImages(nn.Module):
+    """SAM, trained the way its paper describes. The trainer knows it by the methods below and ``model``."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.model = build_sam(recipe.model)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What a frozen-encoder phase freezes."""
+        return self.model.image_encoder
+
+    def checkpointed(self) -> dict[str, list[nn.Module]]:
+        """Modules whose activations may be recomputed: run once a step, and run again in every round."""
+        return {"once": list(self.model.image_encoder.blocks), "reused": [self.model.mask_decoder]}
+
+    def leaf_modules(self) -> list[type[nn.Module]]:
+        """Classes that ZeRO-3 gathers as a whole: they are small, run in every round and read their children's weights."""
+        return [PromptEncoder, MaskDecoder]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of layer-wise learning-rate decay: the embedding is 0, block i is i + 1, all else is undecayed."""
+        return len(self.model.image_encoder.blocks) + 1
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, None outside the encoder's trunk."""
+        block = re.search(r"image_encoder\.blocks\.(\d+)\.", name)
+        if block:
+            return int(block[1]) + 1
+        return 0 if re.search(r"image_encoder\.(pos_embed|patch_embed)", name) else None
+
+    @torch.no_grad()
+    def prepare(self, batch: SegmentBatch, step: int) -> SegmentInputs:
+        """Normalise the pictures and rasterise the masks, where the batch is. ``step`` decides the clickless round."""
+        config = self.model.config
+        side = config.image_size if self.recipe.loss.resolution == "input" else self.model.logits_size
+        stride = config.image_size // side
+        to_source = batch.to_source[batch.picture].clone()  # [O, 2, 3]
+        to_source[..., :2] *= stride  # from cells of the loss's grid
+        truth = rasterize(batch.runs, to_source, (side, side)).bool()
+        clickless = clickless_round(self.recipe.seed, step, self.recipe.prompts)
+        return SegmentInputs(
+            images=self.model.normalize(batch.images, batch.valid_sizes),
+            picture=batch.picture,
+            truth=truth,
+            valid=(-(-batch.valid_sizes // stride))[batch.picture],
+            weights=truth.flatten(1).any(1).float(),
+            keys=object_keys(self.recipe.seed, batch.positions[batch.picture], batch.mask_ids),
+            clickless=torch.tensor(clickless, device=batch.images.device),
+        )
+
+    def forward(self, inputs: SegmentInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, summed over its objects and divided by ``normalizer``.
+
+        Args:
+            normalizer: float scalar, the mean number of objects a micro-batch over all ranks and all
+                micro-batches of the step; the mean over them of what comes back is then a mean over objects.
+
+        Returns:
+            the loss, and the same sums of its parts for the log: the first and the last round's apart where it matters.
+        """
+        recipe, model = self.recipe, self.model
+        embeddings = model.encode(inputs.images)  # [B, D, g, g]
+        rounds = [
+            round_loss(prediction, allowed, inputs.truth, inputs.valid, recipe.loss)
+            for prediction, allowed in rollout(
+                model.decode,
+                embeddings,
+                inputs.picture,
+                inputs.truth,
+                _inside(inputs),
+                inputs.keys,
+                inputs.clickless,
+                recipe.prompts,
+                model.config.image_size,
+                (model.logits_size, model.logits_size),
+            )
+        ]
+        weights = inputs.weights / normalizer
+        total = sum((weights * r.total).sum() for r in rounds)
+        if recipe.loss.mean_over_rounds:
+            total = total / len(rounds)
+        return total, _logs(rounds, weights)
+
+
+def _inside(inputs: SegmentInputs) -> Tensor:
+    """bool [O, H, W]: the pixels that show picture."""
+    height, width = inputs.truth.shape[-2:]
+    rows = torch.arange(height, device=inputs.valid.device) < inputs.valid[:, :1]
+    columns = torch.arange(width, device=inputs.valid.device) < inputs.valid[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+@torch.no_grad()
+def _logs(rounds: list[RoundLoss], weights: Tensor) -> dict[str, Tensor]:
+    def mean(part: str) -> Tensor:
+        return sum((weights * getattr(r, part)).sum() for r in rounds) / len(rounds)
+
+    logs = {f"loss/{part}": mean(part) for part in ("focal", "dice", "iou_error")}
+    logs["iou/first_round"] = (weights * rounds[0].iou).sum()
+    logs["iou/last_round"] = (weights * rounds[-1].iou).sum()
+    return logs
