@@ -1,0 +1,147 @@
+"""Does a recipe hold together? Types are the schema's business; here are choices, ranges, and sums."""
+
+from __future__ import annotations
+
+import math
+
+from sam_ds.config import tree
+from sam_ds.config.errors import UserError, nearest
+from sam_ds.config.schema import PromptConfig, Recipe
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task": ("segment_images",),
+    "model.checkpointing": ("none", "torch", "fairscale"),
+    "model.attention": ("auto", "reference", "sdpa"),
+    "loss.resolution": ("input", "logits"),
+    "optim.implementation": ("auto", "torch", "deepspeed_cpu", "deepspeed_fused", "apex_fused"),
+    "schedule.kind": ("step", "cosine", "constant", "rsqrt"),
+}
+
+_INF = math.inf
+_CHANCE = (0.0, 1.0)
+# The closed range of every number (of every item, where the setting is a list).
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "model.drop_path": (0.0, 0.99),
+    "data.max_masks": (1, _INF),
+    "data.max_area": (0.0, 1.0),
+    "data.min_area": (0, _INF),
+    "data.min_predicted_iou": _CHANCE,
+    "data.min_stability": _CHANCE,
+    "data.workers": (0, _INF),
+    "data.bad_budget": _CHANCE,
+    "data.transforms.flip": _CHANCE,
+    "data.transforms.scale_jitter": (0.01, 100.0),
+    "data.transforms.crop": (0.01, 100.0),
+    "data.transforms.object_crop": _CHANCE,
+    "data.transforms.object_crop_sides": (1.0, 1000.0),
+    "data.transforms.rotate": (0.0, 180.0),
+    "data.transforms.shear": (0.0, 80.0),
+    "data.transforms.affine_scale": (0.01, 100.0),
+    "data.transforms.brightness": _CHANCE,
+    "data.transforms.contrast": _CHANCE,
+    "data.transforms.saturation": _CHANCE,
+    "data.transforms.hue": (0.0, 0.5),
+    "prompts.point": _CHANCE,
+    "prompts.box": _CHANCE,
+    "prompts.mask": _CHANCE,
+    "prompts.none": _CHANCE,
+    "prompts.num_points": _CHANCE,
+    "prompts.correction_rounds": (0, 100),
+    "prompts.extra_rounds": (0, 100),
+    "prompts.box_noise": (0.0, 1.0),
+    "prompts.box_noise_max": (0.0, _INF),
+    "loss.focal": (0.0, _INF),
+    "loss.dice": (0.0, _INF),
+    "loss.iou": (0.0, _INF),
+    "loss.focal_alpha": (-_INF, 1.0),
+    "loss.focal_gamma": (0.0, _INF),
+    "optim.lr": (0.0, _INF),
+    "optim.betas": (0.0, 0.999999),
+    "optim.eps": (0.0, _INF),
+    "optim.weight_decay": (0.0, _INF),
+    "optim.layer_decay": (0.01, 1.0),
+    "optim.frozen_encoder_steps": (0, _INF),
+    "schedule.warmup_steps": (0, _INF),
+    "schedule.milestones": (1, _INF),
+    "schedule.gamma": _CHANCE,
+    "schedule.final": _CHANCE,
+    "train.steps": (1, _INF),
+    "train.log_every": (1, _INF),
+    "train.eval_every": (0, _INF),
+    "train.save_every": (0, _INF),
+    "train.keep_last": (1, _INF),
+    "eval.clicks": (1, 100),
+    "eval.max_pictures": (0, _INF),
+    "eval.max_masks": (0, _INF),
+    "eval.batch": (1, _INF),
+    "eval.pictures": (0, _INF),
+}
+
+# Pairs (low, high), and lists that must rise.
+_RISING = (
+    "data.transforms.scale_jitter",
+    "data.transforms.crop",
+    "data.transforms.object_crop_sides",
+    "data.transforms.affine_scale",
+)
+_STRICTLY_RISING = ("schedule.milestones", "eval.clicks")
+
+
+def validate(recipe: Recipe) -> Recipe:
+    """The recipe itself, if it holds together.
+
+    Raises:
+        UserError: one line with the setting, its value, and what it may be.
+    """
+    for name, choices in _CHOICES.items():
+        value = tree.get(recipe, name)
+        if value not in choices:
+            raise UserError(f"{name}={value}: {nearest(value, choices)}")
+    for name, (low, high) in _RANGES.items():
+        value = tree.get(recipe, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if not low <= item <= high:
+                raise UserError(f"{name}={_show(value)}: must be {_range(low, high)}")
+    for name in _RISING + _STRICTLY_RISING:
+        _check_rising(name, tree.get(recipe, name), strictly=name in _STRICTLY_RISING)
+    _check_chances(recipe.prompts)
+    _check_relations(recipe)
+    return recipe
+
+
+def _check_rising(name: str, values: tuple[float, ...], strictly: bool) -> None:
+    for before, after in zip(values, values[1:], strict=False):
+        if after < before or (strictly and after == before):
+            raise UserError(f"{name}={_show(values)}: the numbers must rise")
+
+
+def _check_chances(prompts: PromptConfig) -> None:
+    kinds = prompts.point + prompts.box + prompts.mask + prompts.none
+    if not math.isclose(kinds, 1.0, abs_tol=1e-6):
+        raise UserError(f"prompts.point + box + mask + none = {kinds:g}: the chances must sum to 1")
+    points = sum(prompts.num_points)
+    if not math.isclose(points, 1.0, abs_tol=1e-6):
+        raise UserError(f"prompts.num_points={_show(prompts.num_points)} sums to {points:g}: it must sum to 1")
+
+
+def _check_relations(recipe: Recipe) -> None:
+    if recipe.model.checkpoint_offload and recipe.model.checkpointing != "fairscale":
+        raise UserError(
+            f"model.checkpoint_offload=true with model.checkpointing={recipe.model.checkpointing}: "
+            "only checkpointing=fairscale can offload"
+        )
+    if recipe.optim.lr == 0.0:
+        raise UserError("optim.lr=0: nothing would be trained; give a learning rate above 0")
+    if not recipe.eval.clicks:
+        raise UserError("eval.clicks is empty: give the numbers of clicks to measure after, for example 1,3,5,8")
+
+
+def _show(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _range(low: float, high: float) -> str:
+    if high == _INF:
+        return f"at least {low:g}"
+    return f"at most {high:g}" if low == -_INF else f"from {low:g} to {high:g}"
