@@ -1,0 +1,97 @@
+"""Reading and writing weights in the released SAM's own format: a flat state dict in .pth or .safetensors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sam_ds.config.errors import UserError
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a flat state dict onto the CPU. Nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, unreadable, of another format, or not a flat state dict.
+    """
+    path = _checked_suffix(path)
+    if not path.is_file():
+        raise UserError(f"there are no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a readable {path.suffix} file of weights ({_first_line(error)})") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} does not hold a flat state dict of tensors: export the model first (sam-ds export)")
+    return weights
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights into a model; every name and shape must agree.
+
+    Raises:
+        UserError: as ``read_weights``, or the file belongs to another model.
+    """
+    weights = read_weights(path)
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    extra = sorted(weights.keys() - own.keys())
+    reshaped = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
+    if missing or extra or reshaped:
+        raise UserError(f"{path} holds the weights of another model: {_difference(own, weights, missing, extra, reshaped)}")
+    model.load_state_dict(weights)
+
+
+def save_weights(state_dict: dict[str, Tensor], path: str | Path) -> None:
+    """Write a flat state dict to .pth or .safetensors, whole or not at all.
+
+    Raises:
+        UserError: another suffix.
+    """
+    path = _checked_suffix(path)
+    # One contiguous copy each: safetensors refuses shared memory, and a view would save its whole storage.
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if path.suffix == ".safetensors":
+        save_file(weights, partial)
+    else:
+        torch.save(weights, partial)
+    os.replace(partial, path)
+
+
+def _difference(
+    own: dict[str, Tensor], weights: dict[str, Tensor], missing: list[str], extra: list[str], reshaped: list[str]
+) -> str:
+    """One example of each kind of difference is enough to see which model a file belongs to."""
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} names are missing (such as {missing[0]})")
+    if extra:
+        parts.append(f"{len(extra)} are unknown (such as {extra[0]})")
+    if reshaped:
+        name = reshaped[0]
+        shapes = f"{list(weights[name].shape)} instead of {list(own[name].shape)}"
+        parts.append(f"{len(reshaped)} have another shape (such as {name}: {shapes})")
+    return ", ".join(parts) + "; choose the model.preset it was made with"
+
+
+def _checked_suffix(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: weights are read and written as {' or '.join(SUFFIXES)}")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,85 @@
+"""The sizes of SAM that can be built by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from sam_ds.config.errors import UserError
+from sam_ds.config.schema import ModelConfig
+from sam_ds.modeling.convert import load_weights
+from sam_ds.modeling.sam import Sam
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """The shape of a SAM; the defaults are those shared by all released ones."""
+
+    embed_dim: int  # channels of the image encoder
+    depth: int  # its blocks
+    num_heads: int
+    global_blocks: tuple[int, ...]  # blocks without windows
+    image_size: int = 1024  # pixels along the side of the square input
+    patch_size: int = 16
+    window_size: int = 14  # tokens; 0: all blocks are global
+    mlp_ratio: float = 4.0
+    prompt_dim: int = 256  # channels of embeddings, prompts and decoder
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    iou_hidden: int = 256
+    mask_in_channels: int = 16  # channels inside the mask prompt's encoder
+    position_scale: float = 1.0  # standard deviation of the positional encoding's random frequencies
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along the input's side; mask logits have four times as many pixels."""
+        return self.image_size // self.patch_size
+
+
+PRESETS: dict[str, SamConfig] = {
+    # The released models (segment-anything's build_sam.py).
+    "vit_b": SamConfig(embed_dim=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11)),
+    "vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
+    "vit_h": SamConfig(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)),
+    # 1.2 billion parameters. Its source gives no widths; 26 heads of 64 suit attention kernels.
+    "meta_sam_large": SamConfig(embed_dim=1664, depth=36, num_heads=26, global_blocks=(8, 17, 26, 35)),
+    # Trains in minutes on two CPU cores.
+    "tiny": SamConfig(
+        embed_dim=192,
+        depth=6,
+        num_heads=3,
+        global_blocks=(2, 5),
+        image_size=256,
+        patch_size=8,
+        window_size=8,
+        prompt_dim=128,
+        decoder_heads=4,
+        decoder_mlp_dim=512,
+        iou_hidden=128,
+    ),
+}
+
+
+def build_sam(model: ModelConfig) -> Sam:
+    """Build the SAM a recipe asks for, with fresh weights or those of ``model.init``.
+
+    Weights start as in the released code's modules (relative positions at zero: no bias until one is learnt), but
+    for the absolute positions. There zeros are meant to be overwritten by pre-trained ones; with zeros, a model
+    trained from scratch could tell places apart only by its borders, so they are drawn as ViT's are.
+
+    Raises:
+        UserError: an unknown preset, or weights of another model.
+    """
+    if model.preset not in PRESETS:
+        raise UserError(f"model.preset {model.preset!r} is not known; there are {', '.join(PRESETS)}")
+    sam = Sam(PRESETS[model.preset], model.drop_path, model.attention)
+    nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
+    if model.init:
+        load_weights(sam, model.init)
+    return sam

@@ -1,0 +1,88 @@
+"""The Segment Anything Model (arXiv 2304.02643), batched over objects of several pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sam_ds.types import MASKED, Prediction, Prompts
+
+from .image_encoder import ImageEncoder
+from .mask_decoder import MaskDecoder
+from .prompt_encoder import PromptEncoder
+
+if TYPE_CHECKING:
+    from sam_ds.modeling.presets import SamConfig
+
+# ImageNet's mean and standard deviation on the scale 0 to 255.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Sam(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; ``encode`` once a picture, ``decode`` once a round.
+
+    Weights may be of any float type: each part casts what it is given to its own.
+    """
+
+    def __init__(self, config: SamConfig, drop_path: float = 0.0, attention: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(
+            grid_size=config.grid_size,
+            patch_size=config.patch_size,
+            dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_dim=int(config.embed_dim * config.mlp_ratio),
+            window_size=config.window_size,
+            global_blocks=config.global_blocks,
+            out_dim=config.prompt_dim,
+            drop_path=drop_path,
+            attention=attention,
+        )
+        self.prompt_encoder = PromptEncoder(
+            config.prompt_dim, config.grid_size, config.image_size, config.mask_in_channels, config.position_scale
+        )
+        self.mask_decoder = MaskDecoder(
+            config.prompt_dim, config.decoder_depth, config.decoder_heads, config.decoder_mlp_dim, config.iou_hidden
+        )
+
+    def normalize(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
+        """Standardise pixels and blank what is not picture.
+
+        Args:
+            images: uint8 [B, 3, S, S].
+            valid_sizes: [B, 2], height and width of the top-left part that shows picture.
+
+        Returns:
+            float32 [B, 3, S, S], zero outside the valid part (blanked after standardising, as in SAM).
+        """
+        mean = torch.tensor(PIXEL_MEAN, device=images.device).view(3, 1, 1)
+        std = torch.tensor(PIXEL_STD, device=images.device).view(3, 1, 1)
+        pixels = torch.arange(images.shape[-1], device=images.device)
+        rows, columns = (pixels < valid_sizes.unsqueeze(-1)).unbind(1)  # each [B, S]
+        valid = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, S, S]
+        return torch.where(valid, (images - mean) / std, 0.0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Normalised pictures [B, 3, S, S] to embeddings [B, D, g, g]."""
+        return self.image_encoder(images)
+
+    def decode(self, embeddings: Tensor, picture: Tensor, prompts: Prompts, multimask: bool) -> Prediction:
+        """Predict the masks of O objects of B pictures.
+
+        Args:
+            embeddings: [B, D, g, g] from ``encode``.
+            picture: int64 [O], which picture each object lies in.
+            prompts: one prompt an object.
+            multimask: three masks (tokens 1 to 3) instead of the single one (token 0). Only the heads asked for
+                run, so only they and the shared weights get gradients.
+        """
+        tokens, dense, grid_positions = self.prompt_encoder(prompts)
+        cells = embeddings.flatten(2).transpose(1, 2).to(dense.dtype)  # [B, g * g, D], a view
+        cells = cells.index_select(0, picture) + dense
+        masks, iou = self.mask_decoder(cells, grid_positions, tokens, prompts.labels == MASKED, multimask)
+        return Prediction(masks=masks, iou=iou)
