@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sam_ds.config.schema import LossConfig
-from sam_ds.ops import mask_loss
+from sam_ds.ops.mask_loss import mask_loss
 from sam_ds.types import Prediction
 
 

@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from sam_ds.config.schema import PromptConfig
-from sam_ds.ops import upsample
+from sam_ds.ops.mask_loss import upsample
 from sam_ds.prompts.correction import correction_click
 from sam_ds.prompts.first import first_prompt
 from sam_ds.types import MASKED, PAD, TOP_LEFT, Prediction, Prompts
 
 
 class Decoder(Protocol):
-    def __call__(
-        self, embeddings: Tensor, picture: Tensor, prompts: Prompts, multimask: bool | None
-    ) -> Prediction: ...
+    def __call__(self, embeddings: Tensor, picture: Tensor, prompts: Prompts, multimask: bool | None) -> Prediction: ...
 
 
 class Round(NamedTuple):

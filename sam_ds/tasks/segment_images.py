@@ -12,7 +12,7 @@ from sam_ds.config.schema import Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
 from sam_ds.modeling.presets import build_sam
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
-from sam_ds.ops import rasterize
+from sam_ds.ops.rasterize import rasterize
 from sam_ds.prompts.draws import object_keys
 from sam_ds.prompts.rollout import clickless_round, rollout
 from sam_ds.types import SegmentBatch, _Tensors
