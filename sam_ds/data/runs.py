@@ -1,0 +1,128 @@
+"""COCO's run-length strings become cumulative run ends; nothing here ever makes a raster.
+
+The format (pycocotools, ``rleFrString``): a mask's runs alternate background and foreground, down the columns. From
+the fourth run on a length is stored as the difference to the one two before. A number is cut into 5-bit groups,
+lowest first, each written as the character 48 + group, plus 32 if another group follows; the highest bit of the last
+group is the sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    from sam_ds.data import _runs_compiled
+except ImportError:  # numba is not there for the newest Python in its first months
+    _runs_compiled = None  # type: ignore[assignment]
+
+Ends = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
+
+_FAULTS = {
+    1: "holds a character that is none of the format's",
+    2: "breaks off within a number",
+    3: "has a negative run",
+    4: "covers another number of pixels than the picture has",
+}
+
+
+def parse(segmentations: Sequence[dict[str, Any]], size: tuple[int, int]) -> tuple[Ends, Offsets]:
+    """Cumulative run ends of masks in COCO's RLE.
+
+    Args:
+        segmentations: ``{"size": [height, width], "counts": compressed string or list of run lengths}`` each.
+        size: height and width of the picture.
+
+    Returns:
+        ends int32 [R] and offsets int64 [O+1], as ``MaskRuns`` holds them.
+
+    Raises:
+        ValueError: a mask of another size, or whose runs do not add up to the picture's pixels, or a broken string.
+    """
+    for number, segmentation in enumerate(segmentations):
+        if tuple(segmentation["size"]) != tuple(size):
+            raise ValueError(f"mask {number} is for a picture of {list(segmentation['size'])}, not {list(size)}")
+    counts = [segmentation["counts"] for segmentation in segmentations]
+    if all(isinstance(c, str) for c in counts):
+        return _parse_strings([c.encode("ascii", "replace") for c in counts], size[0] * size[1])
+    parts = [_parse_any(number, c, size[0] * size[1]) for number, c in enumerate(counts)]
+    return _join(parts)
+
+
+def _parse_any(number: int, counts: Any, pixels: int) -> Ends:
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+    try:
+        return _parse_string_numpy(counts, pixels) if isinstance(counts, bytes) else _parse_list(counts, pixels)
+    except _RunsError as error:
+        raise error.of(number) from None
+
+
+def _parse_strings(strings: list[bytes], pixels: int) -> tuple[Ends, Offsets]:
+    if _runs_compiled is None:
+        return _join([_parse_any(number, s, pixels) for number, s in enumerate(strings)])
+    text = np.frombuffer(b"".join(strings), np.uint8)
+    limits = np.zeros(len(strings) + 1, np.int64)
+    np.cumsum([len(s) for s in strings], out=limits[1:])
+    ends = np.empty(text.size, np.int32)  # a run takes at least one character
+    offsets = np.zeros(len(strings) + 1, np.int64)
+    mask, fault = _runs_compiled.parse(text, limits, pixels, ends, offsets)
+    if fault:
+        raise _RunsError(fault).of(mask)
+    return ends[: offsets[-1]].copy(), offsets
+
+
+def _parse_string_numpy(string: bytes, pixels: int) -> Ends:
+    """The same for one mask without a loop over its runs: for a machine without numba."""
+    code = np.frombuffer(string, np.uint8).astype(np.int64) - 48
+    if ((code < 0) | (code > 63)).any():
+        raise _RunsError(1)
+    last = (code & 32) == 0  # of its number
+    if code.size and not last[-1]:
+        raise _RunsError(2)
+    stops = np.flatnonzero(last) + 1
+    starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
+    group = np.arange(code.size) - np.repeat(starts, stops - starts)
+    if (group > 6).any():
+        raise _RunsError(4)
+    values = np.add.reduceat((code & 31) << (5 * group), starts) if code.size else np.zeros(0, np.int64)
+    negative = (code[stops - 1] & 16) != 0
+    values -= np.where(negative, np.int64(1) << (5 * (stops - starts)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return _checked(values, pixels)
+
+
+def _parse_list(counts: Any, pixels: int) -> Ends:
+    values = np.asarray(counts)
+    if values.ndim != 1 or not (values.size == 0 or np.issubdtype(values.dtype, np.integer)):
+        raise ValueError("a mask's counts are neither a string nor a list of whole numbers")
+    return _checked(values.astype(np.int64), pixels)
+
+
+def _checked(lengths: npt.NDArray[np.int64], pixels: int) -> Ends:
+    if (lengths < 0).any():
+        raise _RunsError(3)
+    ends = np.cumsum(lengths)
+    if ends.size == 0 or ends[-1] != pixels:
+        raise _RunsError(4)
+    return ends.astype(np.int32)
+
+
+def _join(parts: list[Ends]) -> tuple[Ends, Offsets]:
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([p.size for p in parts], out=offsets[1:])
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32), offsets
+
+
+class _RunsError(ValueError):
+    def __init__(self, fault: int) -> None:
+        super().__init__(_FAULTS[fault])
+
+    def of(self, mask: int) -> ValueError:
+        """The same, naming the mask."""
+        return ValueError(f"the RLE of mask {mask} {self}")
