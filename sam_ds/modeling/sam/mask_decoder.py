@@ -36,7 +36,7 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = Mlp3(dim, iou_hidden, NUM_MASK_TOKENS)
 
     def forward(
-        self, cells: Tensor, grid_positions: Tensor, prompt_tokens: Tensor, absent: Tensor, multimask: bool
+        self, cells: Tensor, grid_positions: Tensor, prompt_tokens: Tensor, absent: Tensor, multimask: bool | None
     ) -> tuple[Tensor, Tensor]:
         """Predict the masks of O objects.
 
@@ -45,10 +45,10 @@ class MaskDecoder(nn.Module):
             grid_positions: [g * g, D], their positional encoding.
             prompt_tokens: [O, P, D].
             absent: bool [O, P], the prompt tokens that nothing attends to.
-            multimask: the three masks instead of the single one.
+            multimask: True, the three masks; False, the single one; None, the single one and then the three.
 
         Returns:
-            mask logits [O, C, 4g, 4g] and predicted IoU [O, C], C = 3 or 1.
+            mask logits [O, C, 4g, 4g] and predicted IoU [O, C], C = 3, 1 or 4.
         """
         dtype = self.iou_token.weight.dtype
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # [5, D]
@@ -57,7 +57,7 @@ class MaskDecoder(nn.Module):
         mask = F.pad(mask, (len(own), 0)).view(len(cells), 1, 1, -1)
         tokens, cells = self.transformer(tokens, cells.to(dtype), grid_positions.to(dtype), mask)
 
-        chosen = range(1, NUM_MASK_TOKENS) if multimask else range(1)
+        chosen = range(0 if multimask is None else int(multimask), 1 if multimask is False else NUM_MASK_TOKENS)
         kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
         masks = self._masks(torch.stack(kernels, dim=1), self._upscale(cells))
         iou = self.iou_prediction_head(tokens[:, 0])

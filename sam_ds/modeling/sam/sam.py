@@ -50,6 +50,11 @@ class Sam(nn.Module):
             config.prompt_dim, config.decoder_depth, config.decoder_heads, config.decoder_mlp_dim, config.iou_hidden
         )
 
+    @property
+    def logits_size(self) -> int:
+        """Pixels along a side of mask logits and mask prompts."""
+        return 4 * self.config.grid_size
+
     def normalize(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
         """Standardise pixels and blank what is not picture.
 
@@ -71,15 +76,15 @@ class Sam(nn.Module):
         """Normalised pictures [B, 3, S, S] to embeddings [B, D, g, g]."""
         return self.image_encoder(images)
 
-    def decode(self, embeddings: Tensor, picture: Tensor, prompts: Prompts, multimask: bool) -> Prediction:
+    def decode(self, embeddings: Tensor, picture: Tensor, prompts: Prompts, multimask: bool | None) -> Prediction:
         """Predict the masks of O objects of B pictures.
 
         Args:
             embeddings: [B, D, g, g] from ``encode``.
             picture: int64 [O], which picture each object lies in.
             prompts: one prompt an object.
-            multimask: three masks (tokens 1 to 3) instead of the single one (token 0). Only the heads asked for
-                run, so only they and the shared weights get gradients.
+            multimask: True, three masks (tokens 1 to 3); False, the single one (token 0); None, all four in
+                order. Only the heads asked for run, so only they and the shared weights get gradients.
         """
         tokens, dense, grid_positions = self.prompt_encoder(prompts)
         cells = embeddings.flatten(2).transpose(1, 2).to(dense.dtype)  # [B, g * g, D], a view
