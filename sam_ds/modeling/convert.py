@@ -48,7 +48,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     extra = sorted(weights.keys() - own.keys())
     reshaped = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
     if missing or extra or reshaped:
-        raise UserError(f"{path} holds the weights of another model: {_difference(own, weights, missing, extra, reshaped)}")
+        raise UserError(
+            f"{path} holds the weights of another model: {_difference(own, weights, missing, extra, reshaped)}"
+        )
     model.load_state_dict(weights)
 
 

@@ -18,7 +18,6 @@ picture side is two products with [heads * T, D] matrices an attention, and no t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam_ds.modeling.vit import Mlp
@@ -112,9 +111,7 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + self.self_attn(placed, placed, tokens, mask)
         tokens = self.norm1(tokens)
         placed_cells = cells + grid_positions
-        tokens = self.norm2(
-            tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_cells, cells)
-        )
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_cells, cells))
         tokens = self.norm3(tokens + self.mlp(tokens))
         cells = self.cross_attn_image_to_token(cells, placed_cells, tokens + token_positions, tokens, mask)
         return tokens, self.norm4(cells)
