@@ -1,0 +1,172 @@
+"""Batches for training and evaluation, made ahead of time by worker processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sam_ds.config.schema import DataConfig, EvalConfig
+from sam_ds.data.index import Index, open_splits
+from sam_ds.data.quarantine import Quarantine
+from sam_ds.data.sampler import Share
+from sam_ds.data.samples import Bad, SampleMaker, collate
+from sam_ds.types import SegmentBatch
+
+__all__ = ["EvalLoader", "TrainLoader", "open_splits"]
+
+_AHEAD = 4  # batches a worker makes ahead
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker hands over. The training process keeps the record of bad pictures, in the order of the stream."""
+
+    batch: SegmentBatch | None  # None: one substitute after another was bad
+    bad: list[Bad]
+
+    def pin_memory(self) -> _Loaded:
+        return _Loaded(self.batch and self.batch.pin_memory(), self.bad)
+
+
+class TrainLoader:
+    """The endless stream of training batches, seen from one rank.
+
+    What it yields is a function of (index, data, image_size, seed, step) and the rank's share, whatever the number
+    of workers and wherever it starts.
+
+    Args:
+        image_size: side of the model's input.
+        micro_batch: pictures a rank takes at once.
+        accumulation: micro-batches of one optimizer step.
+        quarantine: the file that bad pictures are appended to, or None.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        data: DataConfig,
+        image_size: int,
+        seed: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world: int,
+        quarantine: Path | None,
+    ) -> None:
+        self.share = Share(micro_batch, accumulation, rank, world)
+        self.workers = data.workers
+        self.quarantine = Quarantine(quarantine, data.bad_budget, len(index))
+        self._dataset = _Stream(SampleMaker(index, data, image_size, seed))
+
+    def steps(self, start: int) -> Iterator[list[SegmentBatch]]:
+        """The micro-batches of optimizer step ``start``, then of the next, without end.
+
+        Raises:
+            UserError: too many pictures are bad.
+        """
+        keys = (
+            self.share.positions(step, micro) for step in count(start) for micro in range(self.share.accumulation)
+        )
+        loaded = _load(self._dataset, keys, self.workers)
+        while True:
+            yield [self._take(next(loaded)) for _ in range(self.share.accumulation)]
+
+    def _take(self, loaded: _Loaded) -> SegmentBatch:
+        self.quarantine.add(loaded.bad, self.share.micro_batch)
+        if loaded.batch is None:
+            raise self.quarantine.give_up(loaded.bad)
+        return loaded.batch
+
+
+class EvalLoader:
+    """The evaluation pictures of one rank, whole, in a fixed order, once a loop.
+
+    Every rank gets the same number of batches; a rank that runs out gets black pictures without masks. Bad pictures
+    come as such too, and are named in a warning and in ``bad``. ``positions`` and ``sample_ids`` are both the
+    picture's place in the index.
+    """
+
+    def __init__(
+        self, index: Index, data: DataConfig, image_size: int, eval: EvalConfig, rank: int, world: int
+    ) -> None:
+        pictures = len(index)
+        if 0 < eval.max_pictures < pictures:
+            chosen = np.linspace(0, pictures - 1, eval.max_pictures).round().astype(int).tolist()
+        else:
+            chosen = list(range(pictures))
+        self.workers = data.workers
+        self.bad: list[Bad] = []
+        self._num_batches = -(-len(chosen) // (world * eval.batch))
+        mine = chosen[rank::world]
+        self._batches = [mine[i * eval.batch : (i + 1) * eval.batch] for i in range(self._num_batches)]
+        self._dataset = _Pictures(SampleMaker(index, data, image_size, seed=0), eval.max_masks)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[SegmentBatch]:
+        self.bad = []
+        for loaded in _load(self._dataset, iter(self._batches), min(self.workers, len(self))):
+            assert loaded.batch is not None
+            for bad in loaded.bad:
+                self.bad.append(bad)
+                _logger.warning("left out of the evaluation: %s: %s", bad.file, bad.reason)
+            yield loaded.batch
+
+
+class _Stream(Dataset[_Loaded]):
+    """Training batches by their stream positions."""
+
+    def __init__(self, maker: SampleMaker) -> None:
+        self.maker = maker
+
+    def __getitem__(self, positions: list[int]) -> _Loaded:
+        samples, bad = [], []
+        for position in positions:
+            sample, bad_ones = self.maker.for_training(position)
+            bad += bad_ones
+            if sample is None:
+                return _Loaded(None, bad)
+            samples.append(sample)
+        return _Loaded(collate(samples), bad)
+
+
+class _Pictures(Dataset[_Loaded]):
+    """Evaluation batches by their samples; no samples: one black picture."""
+
+    def __init__(self, maker: SampleMaker, max_masks: int) -> None:
+        self.maker, self.max_masks = maker, max_masks
+
+    def __getitem__(self, chosen: list[int]) -> _Loaded:
+        made = [self.maker.for_evaluation(sample, self.max_masks) for sample in chosen]
+        samples = [sample for sample, _ in made] or [self.maker.blank(0)]
+        return _Loaded(collate(samples), [bad for _, bad_ones in made for bad in bad_ones])
+
+
+def _load(dataset: Dataset[_Loaded], keys: Iterator[list[int]], workers: int) -> Iterator[_Loaded]:
+    """One item a key, in order; by worker processes if there are any. Whole batches are the items: no collating."""
+    if workers == 0:
+        return map(dataset.__getitem__, keys)
+    loader: DataLoader[_Loaded] = DataLoader(
+        dataset,
+        sampler=keys,  # type: ignore[arg-type]  # any iterable does
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=_AHEAD,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are many: each keeps to one core."""
+    torch.set_num_threads(1)

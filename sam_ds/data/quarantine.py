@@ -1,0 +1,63 @@
+"""The record of pictures that were left out, and the point at which there are too many of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from sam_ds.config.errors import UserError
+from sam_ds.data.samples import Bad
+
+# So many different bad pictures are always borne: a part of a small set says little.
+_ALWAYS_BORNE = 10
+
+
+class Quarantine:
+    """Counts different bad pictures and writes each as one line of JSON: sample, file, reason.
+
+    Args:
+        path: where to append, or None to keep no record. Ranks may share it: a line is written in one go.
+        budget: the part of the pictures seen so far that may be bad.
+        size: pictures in the set.
+    """
+
+    def __init__(self, path: Path | None, budget: float, size: int) -> None:
+        self.path, self.budget, self.size = path, budget, size
+        self.bad: dict[int, Bad] = {}
+        self._seen = 0
+
+    def add(self, bad: list[Bad], seen: int) -> None:
+        """Note the bad ones among the next ``seen`` pictures.
+
+        Raises:
+            UserError: more than the budget is bad.
+        """
+        self._seen += seen
+        for new in bad:
+            if new.sample not in self.bad:
+                self.bad[new.sample] = new
+                self._write(new)
+        seen_pictures = min(self._seen, self.size)  # later epochs show the same ones again
+        if len(self.bad) > max(_ALWAYS_BORNE, self.budget * seen_pictures):
+            last = next(reversed(self.bad.values()))
+            raise UserError(
+                f"{len(self.bad)} of the first {seen_pictures} pictures are bad, more than data.bad_budget={self.budget} "
+                f"allows; the last: {last.file}: {last.reason}" + (f" (all in {self.path})" if self.path else "")
+            )
+
+    def give_up(self, bad: list[Bad]) -> UserError:
+        """The error for one bad substitute after another."""
+        last = bad[-1]
+        return UserError(f"{len(bad)} pictures in a row are bad; the last: {last.file}: {last.reason}")
+
+    def _write(self, bad: Bad) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"sample": bad.sample, "file": bad.file, "reason": bad.reason}) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)

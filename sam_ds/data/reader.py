@@ -1,0 +1,129 @@
+"""From the index to a picture's bytes and its annotations, and from JPEG bytes to pixels."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sam_ds.data.index import LOOSE, Index
+
+try:
+    import simplejpeg
+except ImportError:  # optional: Pillow does the same, slower
+    simplejpeg = None
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class BadSampleError(ValueError):
+    """This picture cannot be trained on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A sample as it lies on disk."""
+
+    jpeg: bytes
+    size: tuple[int, int]  # height and width, as the JSON says
+    annotations: list[dict[str, Any]]
+
+
+class Reader:
+    """Reads samples of one index. Files of tars stay open, so a read is one ``pread`` for each of the two parts."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._descriptors: dict[int, int] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.index,)
+
+    def read(self, sample: int) -> Raw:
+        """
+        Raises:
+            BadSampleError: a file is gone, or cut, or its JSON is not SA-1B's.
+        """
+        row = self.index[sample]
+        try:
+            info = json.loads(self._bytes(row, "json"))
+            size = int(info["image"]["height"]), int(info["image"]["width"])
+            annotations = info["annotations"]
+            jpeg = self._bytes(row, "jpg")
+        except OSError as error:
+            raise BadSampleError(f"cannot be read: {error.strerror or error}") from error
+        except (KeyError, TypeError) as error:
+            raise BadSampleError(f"its JSON is not as SA-1B's: {type(error).__name__} {error}") from error
+        except ValueError as error:
+            raise BadSampleError(f"its JSON is damaged: {error}") from error
+        if min(size) < 1 or not isinstance(annotations, list):
+            raise BadSampleError(f"its JSON is not as SA-1B's: size {size}, annotations {type(annotations).__name__}")
+        return Raw(jpeg, size, annotations)
+
+    def _bytes(self, row: np.void, part: str) -> bytes:
+        size, offset, shard = int(row[f"{part}_size"]), int(row[f"{part}_offset"]), int(row["shard"])
+        if shard == LOOSE:
+            return (self.index.root / f"{os.fsdecode(bytes(row['stem']))}.{part}").read_bytes()
+        if shard not in self._descriptors:
+            self._descriptors[shard] = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY)
+        content = os.pread(self._descriptors[shard], size, offset)
+        if len(content) != size:
+            raise BadSampleError(f"its tar ends within it: {len(content)} of {size} bytes of the {part}")
+        return content
+
+
+def decode(jpeg: bytes, size: tuple[int, int], denominator: int = 1) -> Pixels:
+    """RGB pixels of a JPEG, uint8 [ceil(h / denominator), ceil(w / denominator), 3].
+
+    The decoder itself shrinks: it transforms fewer coefficients back, which costs less and filters better than
+    dropping pixels. The orientation tag is not looked at, as the masks were drawn on the pixels as they are stored.
+
+    Args:
+        size: height and width that the picture must have.
+        denominator: 1, 2, 4 or 8.
+
+    Raises:
+        BadSampleError: not a whole JPEG, or of another size.
+    """
+    wanted = -(-size[0] // denominator), -(-size[1] // denominator)
+    try:
+        pixels = _decode_fast(jpeg, size, wanted) if simplejpeg else None
+        if pixels is None:
+            pixels = _decode_pillow(jpeg, size, denominator)
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken header
+        if isinstance(error, BadSampleError):
+            raise
+        raise BadSampleError(f"its JPEG is damaged: {error}") from error
+    if pixels.shape[:2] != wanted:
+        raise BadSampleError(f"its JPEG decodes to {pixels.shape[:2]} instead of {wanted}")
+    return pixels
+
+
+def _decode_fast(jpeg: bytes, size: tuple[int, int], wanted: tuple[int, int]) -> Pixels | None:
+    """None for what libjpeg-turbo cannot turn into RGB: CMYK."""
+    height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg)
+    _check_size((height, width), size)
+    if space not in ("YCbCr", "Gray", "RGB"):
+        return None
+    pixels: Pixels = simplejpeg.decode_jpeg(jpeg, "RGB", min_height=wanted[0], min_width=wanted[1])
+    return pixels
+
+
+def _decode_pillow(jpeg: bytes, size: tuple[int, int], denominator: int) -> Pixels:
+    with Image.open(io.BytesIO(jpeg)) as picture:
+        _check_size((picture.height, picture.width), size)
+        if denominator > 1:
+            picture.draft("RGB" if picture.mode != "CMYK" else None, (size[1] // denominator, size[0] // denominator))
+        pixels = np.array(picture.convert("RGB"))
+    return pixels
+
+
+def _check_size(found: tuple[int, int], said: tuple[int, int]) -> None:
+    if found != said:
+        raise BadSampleError(f"its JPEG is {found[1]}x{found[0]}, its JSON says {said[1]}x{said[0]}")
