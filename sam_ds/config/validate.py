@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from sam_ds.config import tree
@@ -111,7 +112,7 @@ def validate(recipe: Recipe) -> Recipe:
 
 
 def _check_rising(name: str, values: tuple[float, ...], strictly: bool) -> None:
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         if after < before or (strictly and after == before):
             raise UserError(f"{name}={_show(values)}: the numbers must rise")
 
