@@ -46,8 +46,6 @@ def correction_center(truth: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor
 def _deepest(region: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [O, 2] the farthest pixel, int32 [O] its squared distance."""
     distance = distance_transform(region).flatten(1)  # [O, H * W]
-    depth = distance.amax(1)
-    place = torch.arange(distance.shape[1], device=region.device)
-    first = torch.where(distance == depth[:, None], place, distance.shape[1]).amin(1)  # argmax may take any equal
+    depth, first = distance.max(1)  # of equals, torch promises the first
     width = region.shape[2]
     return torch.stack([first % width, first // width], 1).float(), depth

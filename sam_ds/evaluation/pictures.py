@@ -1,0 +1,175 @@
+"""Pictures for people: what the model was told, what it answered, and what is true; and curves of a run's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from sam_ds.evaluation.interactive import Panel
+from sam_ds.evaluation.metrics import iou
+from sam_ds.evaluation.source import mask_areas
+from sam_ds.types import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT, SegmentBatch
+
+_FILL, _TRUTH, _GREEN, _RED, _BOX = (30, 120, 255), (255, 210, 0), (0, 200, 60), (235, 40, 40), (255, 255, 255)
+_SIDE = 384  # small inputs are enlarged until their longer side is about this many pixels
+_TITLE = 16  # pixels of the line above a panel
+
+
+class Gallery:
+    """A watcher of ``evaluate``: draws one object of each of the first pictures.
+
+    It is the object of median area, neither the easiest nor the hardest to hit. One PNG an object, side by side: the
+    truth, then the answers after one click, after the most clicks, and to the box.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Pictures go to ``folder``, at most ``limit`` of them."""
+        self.folder = folder
+        self.limit = limit
+        self.paths: list[Path] = []
+        self._promised = 0
+
+    def wants(self, batch: SegmentBatch) -> set[int]:
+        """The object of median area of each picture, while there is room."""
+        chosen: set[int] = set()
+        areas = mask_areas(batch.runs)
+        for picture in batch.picture.unique().tolist():
+            if self._promised == self.limit:
+                break
+            own = (batch.picture == picture).nonzero()[:, 0]
+            chosen.add(int(own[areas[own].argsort()[len(own) // 2]]))
+            self._promised += 1
+        return chosen
+
+    def see(self, batch: SegmentBatch, mask: int, truth: Tensor, panels: dict[str, Panel]) -> None:
+        """Draw the object and keep the file's path."""
+        picture = int(batch.picture[mask])
+        height, width = batch.valid_sizes[picture].tolist()
+        image = batch.images[picture, :, :height, :width].permute(1, 2, 0).numpy()
+        truth = truth[:height, :width]
+        clicks = [title for title in panels if title != "box"]
+        titles = dict.fromkeys([*clicks[:1], *clicks[-1:], *(["box"] if "box" in panels else [])])
+        drawn = [overlay(image, truth, truth, title="truth")]
+        for title in titles:
+            panel = panels[title]
+            answer = panel.mask[:height, :width]
+            quality = float(iou(answer[None], truth))
+            name = "box" if title == "box" else f"{title} click" + "s" * (title != "1")
+            drawn.append(overlay(image, answer, truth, panel.points, panel.labels, f"{name}: IoU {quality:.2f}"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{int(batch.sample_ids[picture]):08d}_{int(batch.mask_ids[mask])}.png"
+        _side_by_side(drawn).save(path)
+        self.paths.append(path)
+
+
+def overlay(
+    image: NDArray[np.uint8],
+    mask: Tensor,
+    truth: Tensor | None = None,
+    points: Tensor | None = None,
+    labels: Tensor | None = None,
+    title: str = "",
+) -> Image.Image:
+    """A picture with a mask in blue, the true outline in yellow, clicks in green and red, the box in white.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask, truth: bool [H, W].
+        points, labels: float32 [P, 2] and int64 [P], a prompt in pixels of ``image``.
+        title: written above it.
+    """
+    zoom = max(1, _SIDE // max(image.shape[:2]))
+    big = image.repeat(zoom, 0).repeat(zoom, 1).astype(np.float32)
+    shown = mask.numpy().repeat(zoom, 0).repeat(zoom, 1)
+    thick = max(1, round(max(big.shape[:2]) / 400))
+    big[shown] = 0.55 * big[shown] + 0.45 * np.array(_FILL)
+    big[_outline(shown, thick)] = _FILL
+    if truth is not None:
+        big[_outline(truth.numpy().repeat(zoom, 0).repeat(zoom, 1), thick)] = _TRUTH
+    picture = Image.fromarray(big.astype(np.uint8))
+    if points is not None and labels is not None:
+        _draw_prompt(ImageDraw.Draw(picture), points.tolist(), labels.tolist(), zoom, thick)
+    if not title:
+        return picture
+    titled = Image.new("RGB", (picture.width, picture.height + _TITLE), "white")
+    titled.paste(picture, (0, _TITLE))
+    ImageDraw.Draw(titled).text((2, 2), title, fill="black")
+    return titled
+
+
+def _outline(mask: NDArray[np.bool_], thick: int) -> NDArray[np.bool_]:
+    """The mask's pixels within ``thick`` pixels of its outside."""
+    inner = mask
+    for _ in range(thick):
+        wide = np.pad(inner, 1)
+        inner = inner & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+    outline: NDArray[np.bool_] = mask & ~inner
+    return outline
+
+
+def _draw_prompt(
+    draw: ImageDraw.ImageDraw, points: Sequence[Sequence[float]], labels: Sequence[int], zoom: int, thick: int
+) -> None:
+    spots = [((x + 0.5) * zoom, (y + 0.5) * zoom) for x, y in points]  # a pixel's centre, enlarged
+    corners = [spot for spot, label in zip(spots, labels, strict=True) if label in (TOP_LEFT, BOTTOM_RIGHT)]
+    if len(corners) == 2:
+        draw.rectangle([*corners[0], *corners[1]], outline=_BOX, width=thick)
+    radius = 4 * thick
+    for (x, y), label in zip(spots, labels, strict=True):
+        if label in (POSITIVE, NEGATIVE):
+            colour = _GREEN if label == POSITIVE else _RED
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour, outline="white", width=thick)
+
+
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    gap = 4
+    width = sum(panel.width + gap for panel in panels) - gap
+    row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
+    x = 0
+    for panel in panels:
+        row.paste(panel, (x, 0))
+        x += panel.width + gap
+    return row
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Curves of a run: losses, mIoU, learning rate and gradient norm, throughput, over the step.
+
+    Args:
+        rows: what ``tracking.journal.read_metrics`` gives: a "step" each and any metrics.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure  # slow to import; no pyplot, which keeps global state and asks for a display
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    names = sorted({name for row in rows for name in row} - {"step", "time"})
+    for axes, (title, starts) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
+        for name in (name for name in names if name.startswith(starts)):
+            curve = [(row["step"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*curve, strict=True), label=name, marker="." if len(curve) < 30 else None, linewidth=1)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="x-small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+_CURVES = {
+    "loss": ("loss",),
+    "IoU": ("eval/miou", "miou", "iou/"),
+    "learning rate and gradient norm": ("lr", "grad"),
+    "throughput": ("throughput",),
+}
+
+
+def as_image(images: Tensor) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] of a tensor uint8 [3, H, W]."""
+    array: NDArray[np.uint8] = images.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+    return array
