@@ -1,0 +1,274 @@
+"""DeepSpeed around a task: one optimizer step at a time, alike on every rank."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.schema import Recipe
+from sam_ds.engine import activation_checkpointing, distributed, weights
+from sam_ds.engine.optimizers import build_adamw
+from sam_ds.engine.timing import PhaseTimes
+from sam_ds.optim.param_groups import param_groups
+from sam_ds.optim.schedule import factor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did. Tensors are this rank's and on its device: reading one waits for the step."""
+
+    logs: dict[str, Tensor]  # scalars, "loss" among them; their mean over the ranks is a mean over objects
+    grad_norm: Tensor | float  # of all ranks' averaged gradient, before clipping; inf where the step was skipped
+    skipped: bool  # the loss or a gradient was not finite: no weight and no optimizer state changed, on any rank
+    lr: float  # the full learning rate (no layer decay)
+    loss_scale: float  # of fp16, else 1
+
+
+class Engine:
+    """Trains a task under ZeRO 0 to 3.
+
+    Where ``optim.frozen_encoder_steps`` is set, the task's encoder is frozen in the first so many steps. At the
+    boundary DeepSpeed starts anew over all parameters (it never trains one that was frozen when it started, and
+    lets frozen ones drift if they are frozen later): weights carry over exactly, AdamW's moments start again.
+    """
+
+    def __init__(
+        self, build_task: Callable[[Recipe], nn.Module], recipe: Recipe, config: DeepSpeedConfig, step: int = 0
+    ) -> None:
+        """Collective. ``build_task`` makes the task afresh, on the host; ``step`` is the next one to be trained.
+
+        Raises:
+            UserError: settings that do not fit each other, the world or this machine.
+        """
+        activation_checkpointing.check(recipe.model)
+        distributed.init()
+        _quieten_deepspeed()
+        self.recipe = recipe
+        self.config = config.with_world(distributed.world_size())
+        self.device = distributed.device()
+        self.times = PhaseTimes(self.device)
+        self._build_task = build_task
+        self._factor = factor(recipe.schedule, recipe.train.steps)
+        self._ds: deepspeed.DeepSpeedEngine | None = None
+        self.start_phase(self.frozen_at(step))
+
+    @property
+    def ds(self) -> deepspeed.DeepSpeedEngine:
+        assert self._ds is not None, "the engine is closed"
+        return self._ds
+
+    @property
+    def task(self) -> nn.Module:
+        """The task. Under ZeRO-3 its weights are only there while it runs."""
+        return self.ds.module
+
+    def frozen_at(self, step: int) -> bool:
+        return step < self.recipe.optim.frozen_encoder_steps
+
+    def start_phase(self, frozen: bool, state: dict[str, Tensor] | None = None) -> None:
+        """(Re-)start DeepSpeed with the encoder frozen or not, from ``state`` (fp32) or fresh weights."""
+        self.close()
+        torch.manual_seed(self.recipe.seed)  # every rank draws the same initial weights
+        task = self._build_task(self.recipe)
+        if state is not None:
+            task.load_state_dict(state)
+        self.frozen = frozen
+        if frozen:
+            task.encoder.requires_grad_(False)
+        self._originals = weights.float_copies(task, only_frozen=True)
+        masters = weights.float_copies(task) if self.config.precision != "fp32" else {}
+        self.shapes = {name: list(parameter.shape) for name, parameter in task.named_parameters()}
+        self._groups = param_groups(task, self.recipe.optim)
+        self._ds = self._initialize(task)
+        if masters:
+            weights.set_masters(self.ds, masters)
+        self.train()
+
+    def _initialize(self, task: nn.Module) -> deepspeed.DeepSpeedEngine:
+        # 1. Wrap before DeepSpeed hooks the modules, so that the hooks lie outside of the recomputation.
+        activation_checkpointing.apply(task.checkpointed(), self.recipe.model)
+        # 2. Before the hooks of ZeRO-3 are placed.
+        if self.config.zero_stage == 3:
+            _gather_as_one(task, task.leaf_modules())
+        # 3. The optimizer takes the parameters where they will train.
+        task.to(self.device)
+        optimizer = build_adamw(self._groups, self.recipe.optim, self.device, self.config.offload_optimizer)
+        buffers = {name: (buffer, buffer.dtype) for name, buffer in task.named_buffers()}
+        ds = deepspeed.initialize(
+            model=task, optimizer=optimizer, config=self._deepspeed_settings(), dist_init_required=False
+        )[0]
+        # 4. Positions are computed from a random buffer in fp32: 16 bits would move every prompt.
+        for name, buffer in task.named_buffers():
+            assert buffer.dtype == buffers[name][1], f"DeepSpeed changed the buffer {name} to {buffer.dtype}"
+        return ds
+
+    def _deepspeed_settings(self) -> dict[str, Any]:
+        settings = copy.deepcopy(self.config.raw)
+        settings["zero_allow_untested_optimizer"] = True  # torch's AdamW is not on its list
+        settings["zero_force_ds_cpu_optimizer"] = False  # the recipe chooses the implementation
+        settings.setdefault("steps_per_print", 1_000_000_000)  # the tracker reports
+        return settings
+
+    def effective_config(self) -> dict[str, Any]:
+        """Every setting that DeepSpeed runs with, its defaults filled in, and the optimizer's groups."""
+        zero = self.ds.zero_optimization_stage() > 0
+        return {
+            "deepspeed": self._deepspeed_settings(),
+            # DeepSpeed's defaults drift between versions and it shows them nowhere else.
+            "zero_optimization": self.ds._config.zero_config.model_dump(mode="json") if zero else {"stage": 0},
+            "world_size": distributed.world_size(),
+            "precision": self.config.precision,
+            "optimizer": type(self.ds.basic_optimizer).__name__,
+            "optimizer_wrapper": type(self.ds.optimizer).__name__,
+            "groups": [
+                {key: group[key] for key in ("lr", "lr_scale", "weight_decay")} | {"parameters": len(group["names"])}
+                for group in self._groups
+            ],
+        }
+
+    def train(self) -> None:
+        """Training mode; a frozen encoder stays without dropped paths."""
+        self.ds.train()
+        if self.frozen:
+            self.task.encoder.eval()
+
+    def train_step(self, batches: Sequence[Any], step: int) -> StepResult:
+        """One optimizer step over this rank's micro-batches, as many as the config accumulates. Collective.
+
+        Every random number comes from (seed, step): the step is the same whether or not the run was resumed.
+        """
+        if self.frozen and not self.frozen_at(step):
+            self.start_phase(False, self.state_dict(everywhere=True))
+        lr = self._set_lr(step)
+        logs = self.accumulate_gradients(batches, step)
+        grad_norm, skipped = self._step()
+        self.times.mark("step")
+        return StepResult(logs, grad_norm, skipped, lr, self.loss_scale())
+
+    def accumulate_gradients(self, batches: Sequence[Any], step: int) -> dict[str, Tensor]:
+        """Forward and backward of a step's micro-batches; returns the means of their logs, "loss" among them."""
+        assert len(batches) == self.config.accumulation, "one batch for each accumulation step"
+        inputs, normalizer = self.prepare(self.task, batches, step)
+        self.times.mark("data")
+        totals: dict[str, Tensor] = {}
+        for micro, x in enumerate(inputs):
+            self.seed(step, micro)
+            loss, logs = self.ds(x, normalizer)
+            self.times.mark("forward")
+            self.ds.backward(_spoil_if_not_finite(loss))
+            self.times.mark("backward")
+            if micro + 1 < len(inputs):
+                self.ds.step()  # counts the micro-batch
+            for name, value in {"loss": loss, **logs}.items():
+                totals[name] = totals.get(name, 0) + value.detach() / len(inputs)
+        return totals
+
+    def prepare(self, task: nn.Module, batches: Sequence[Any], step: int) -> tuple[list[Any], Tensor]:
+        """The inputs of a step's micro-batches, and the mean count of a micro-batch over all ranks.
+
+        Losses divided by it have a mean, over micro-batches and ranks, that is a mean over objects. Collective.
+        """
+        inputs = [task.prepare(batch.to(self.device, non_blocking=True), step) for batch in batches]
+        total = distributed.all_reduce_sum(torch.stack([x.count for x in inputs]).sum())
+        return inputs, total.clamp(min=1.0) / (len(inputs) * distributed.world_size())
+
+    def _set_lr(self, step: int) -> float:
+        lr = self.recipe.optim.lr * self._factor(step)
+        for own, group in zip(self._groups, self.ds.optimizer.param_groups, strict=True):
+            group["lr"] = lr * own["lr_scale"]
+        return lr
+
+    def seed(self, step: int, micro: int) -> None:
+        """Dropped paths are drawn from torch's generator: seed it with what the micro-batch is, not with the past."""
+        place = micro * distributed.world_size() + distributed.rank()
+        text = f"{self.recipe.seed}/{step}/{place}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little"))
+
+    def _step(self) -> tuple[Tensor | float, bool]:
+        """Clip and step, or drop gradients that are not finite: the norm is of all ranks, so all decide alike."""
+        if self.ds.optimizer is not self.ds.basic_optimizer:  # DeepSpeed's own wrapper checks the norm
+            scale = self.loss_scale()
+            self.ds.step()
+            norm = self.ds.get_global_grad_norm()
+            # Without ZeRO, DeepSpeed reports the norm of the scaled gradient.
+            unscale = scale if self.config.zero_stage == 0 else 1.0
+            skipped = bool(self.ds.optimizer.overflow)
+            return (float("inf") if skipped else norm / unscale), skipped
+        parameters = [p for p in self.task.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        skipped = not bool(torch.isfinite(norm))  # the one host sync of the step
+        if skipped:
+            for parameter in parameters:
+                parameter.grad = None
+        self.ds.step()  # clips by the same norm; without gradients it changes nothing
+        return norm, skipped
+
+    def loss_scale(self) -> float:
+        """What fp16 multiplies the loss by; 1 in other precisions."""
+        if self.config.precision != "fp16":
+            return 1.0
+        optimizer = self.ds.optimizer
+        scaler = getattr(optimizer, "loss_scale_config", None)
+        return float(scaler.cur_scale if scaler else optimizer.loss_scale)
+
+    def state_dict(self, everywhere: bool = False) -> dict[str, Tensor]:
+        """The task's weights and buffers in fp32 on the host: on rank 0, or on all; {} elsewhere. Collective."""
+        return weights.gather(self.ds, self._originals, everywhere or distributed.is_main())
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The model's own weights, under its own names (without the task's ``model.``), as ``state_dict``."""
+        return self.split_state(self.state_dict())[0]
+
+    @staticmethod
+    def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's own weights under its own names, and what else the task trains."""
+        model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        return model, {name: value for name, value in state.items() if not name.startswith("model.")}
+
+    @staticmethod
+    def join_state(model: dict[str, Tensor], rest: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the task that ``split_state`` split."""
+        return {f"model.{name}": value for name, value in model.items()} | rest
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers."""
+        if self._ds is not None:
+            self._ds.destroy()
+            self._ds = None
+
+
+def _quieten_deepspeed() -> None:
+    """Its settings are in the run folder, and the deprecated calls it makes are not the user's to mend."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def _gather_as_one(task: nn.Module, classes: list[type[nn.Module]]) -> None:
+    """Let ZeRO-3 gather all weights of each module of these classes when the module starts.
+
+    They read their children's weights themselves, where the children's own hooks don't see it. DeepSpeed's leaf
+    modules would do, but they reduce a gradient after each call: a module that runs in every round trips over it.
+    """
+    for module in task.modules():
+        if isinstance(module, tuple(classes)):
+            for parameter in module.parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
+
+
+def _spoil_if_not_finite(loss: Tensor) -> Tensor:
+    """The loss, with gradients that are NaN if it is not finite.
+
+    A loss can be NaN and its gradients not. Spoilt on one rank, they are spoilt in the average of all ranks, and
+    the check of the averaged gradient's norm drops the step on every rank without another message or host sync.
+    """
+    return loss * torch.where(torch.isfinite(loss), 1.0, torch.nan)

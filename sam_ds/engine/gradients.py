@@ -1,0 +1,108 @@
+"""The preflight: do the gradients that DeepSpeed would step with equal those of plain autograd?
+
+ZeRO, accumulation, recomputation and their versions have each been seen to change gradients without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.schema import Recipe
+from sam_ds.engine import distributed
+from sam_ds.engine.engine import Engine
+from sam_ds.engine.weights import gathered_gradient
+
+# Sums in another order differ by some tens of roundings: 6e-8 each in fp32, 4e-3 in bf16, 5e-4 in fp16.
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    errors: dict[str, float]  # by part of the model: the largest |ours - plain| / |plain| of a parameter's gradient
+    missing: list[str]  # parameters that plain autograd gives no gradient: ZeRO-3 would re-apply an old one
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return not self.missing and all(error <= self.tolerance for error in self.errors.values())
+
+
+def compare_gradients(
+    build_task: Callable[[Recipe], nn.Module],
+    recipe: Recipe,
+    config: DeepSpeedConfig,
+    batches: Sequence[Any],
+    step: int = 0,
+) -> GradientReport:
+    """Run one step's micro-batches through the engine and through plain autograd, and compare. Collective.
+
+    Plain means: the bare task in the same precision, no recomputation, gradients of all micro-batches and ranks
+    averaged at the end. ``batches`` are this rank's, as many as ``config`` accumulates.
+    """
+    engine = Engine(build_task, recipe, config, step)
+    scale = engine.loss_scale()
+    plain = _plain_gradients(engine, build_task, recipe, batches, step, scale)
+    engine.accumulate_gradients(batches, step)
+    errors: dict[str, float] = defaultdict(float)
+    total = torch.stack([g.norm() for g in plain.values() if g is not None]).norm()
+    for name, parameter in engine.task.named_parameters():
+        if not parameter.requires_grad or plain[name] is None:
+            continue
+        ours, expected = gathered_gradient(parameter), plain[name]
+        assert ours is not None, f"the engine has no gradient for {name}"
+        # A gradient that is zero but for rounding is measured against the whole's.
+        error = (ours.float() / scale - expected).norm() / expected.norm().clamp(min=1e-5 * total)
+        errors[_part(name)] = max(errors[_part(name)], float(error.nan_to_num(nan=torch.inf)))
+    engine.close()
+    missing = [name for name, gradient in plain.items() if gradient is None]
+    return GradientReport(dict(errors), missing, TOLERANCE[engine.config.precision])
+
+
+def _plain_gradients(
+    engine: Engine,
+    build_task: Callable[[Recipe], nn.Module],
+    recipe: Recipe,
+    batches: Sequence[Any],
+    step: int,
+    scale: float,
+) -> dict[str, Tensor | None]:
+    """The averaged gradient of every trainable parameter, None where autograd gave none on some rank."""
+    torch.manual_seed(recipe.seed)  # the same initial weights as the engine's
+    task = build_task(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpointing="none")))
+    for parameter in task.parameters():  # not the buffers
+        parameter.data = parameter.data.to(engine.device, _DTYPES[engine.config.precision])
+    task.to(engine.device)
+    if engine.frozen:
+        task.encoder.requires_grad_(False)
+    task.train()
+    if engine.frozen:
+        task.encoder.eval()
+    inputs, normalizer = engine.prepare(task, batches, step)
+    for micro, x in enumerate(inputs):
+        engine.seed(step, micro)
+        loss, _ = task(x, normalizer)
+        (loss * scale / len(inputs)).backward()
+    return {name: _averaged(parameter, scale) for name, parameter in task.named_parameters() if parameter.requires_grad}
+
+
+def _averaged(parameter: nn.Parameter, scale: float) -> Tensor | None:
+    present = torch.tensor(float(parameter.grad is not None), device=parameter.device)
+    distributed.all_reduce_sum(present)
+    if present < distributed.world_size():
+        return None
+    assert parameter.grad is not None
+    return distributed.all_reduce_sum(parameter.grad.float()) / (scale * distributed.world_size())
+
+
+def _part(name: str) -> str:
+    """The part of the model a parameter is reported under: its first two names without the task's prefix."""
+    return ".".join(name.removeprefix("model.").split(".")[:2])

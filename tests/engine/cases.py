@@ -1,0 +1,204 @@
+"""What the ranks run. Each case is one engine, or a few, on the toy task; it returns what the tests look at."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam_ds.config.errors import UserError
+from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine.engine import Engine, StepResult
+from sam_ds.engine.gradients import compare_gradients
+from tests.engine import toy
+
+
+def batches(step: int, accumulation: int) -> list[toy.ToyBatch]:
+    """This rank's micro-batches of a step: the global stream is dealt out rank by rank, then micro by micro."""
+    world, rank = distributed.world_size(), distributed.rank()
+    return [toy.batch((step * accumulation + micro) * world + rank) for micro in range(accumulation)]
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        sha.update(name.encode() + state[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def full(engine: Engine) -> dict[str, Tensor]:
+    return engine.state_dict(everywhere=True)
+
+
+def steps(engine: Engine, start: int, end: int, accumulation: int) -> list[StepResult]:
+    return [engine.train_step(batches(step, accumulation), step) for step in range(start, end)]
+
+
+def parity(folder: Path, stage: int, accumulation: int, mode: str, offload: bool, precision: str = "fp32") -> Any:
+    recipe = toy.recipe(mode, offload, drop_path=0.3)
+    config = toy.config(stage, precision, accumulation)
+    report = compare_gradients(toy.ToyTask, recipe, config, batches(0, accumulation))
+    return {"errors": report.errors, "missing": report.missing, "passed": report.passed}
+
+
+def curve(folder: Path, stage: int, accumulation: int, precision: str = "fp32") -> Any:
+    """Losses and gradient norms of a few steps, and the names of the weights."""
+    engine = Engine(toy.ToyTask, toy.recipe(drop_path=0.3), toy.config(stage, precision, accumulation))
+    results = steps(engine, 0, 4, accumulation)
+    losses = [distributed.mean_logs(r.logs)["loss"] for r in results]
+    state = full(engine)
+    names = sorted(engine.split_state(state)[0])
+    buffer = str(engine.task.model.mask_decoder.gaussian.dtype)
+    engine.close()
+    sums = {name: float(value.double().abs().sum()) for name, value in state.items()}
+    return {"losses": losses, "norms": [float(r.grad_norm) for r in results], "sums": sums, "names": names, "buffer": buffer}
+
+
+class NanLoss(toy.ToyTask):
+    """On rank 1 in step 2: a loss that is NaN though its gradients are not."""
+
+    def forward(self, inputs: toy.ToyInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logs = super().forward(inputs, normalizer)
+        return loss + (inputs.weights.sum() * torch.nan if inputs.weights[0] == 2 else 0.0), logs
+
+    def prepare(self, batch: toy.ToyBatch, step: int) -> toy.ToyInputs:
+        inputs = super().prepare(batch, step)
+        bad = step == 2 and distributed.rank() == 1
+        return toy.ToyInputs(inputs.x, inputs.kinds, inputs.weights * (2 if bad else 1))
+
+
+class NanGradient(NanLoss):
+    """On rank 1 in step 2: gradients that are not finite though the loss is."""
+
+    def forward(self, inputs: toy.ToyInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logs = toy.ToyTask.forward(self, inputs, normalizer)
+        if inputs.weights[0] == 2:
+            loss = loss + (self.model.image_encoder.blocks[0](inputs.x.to(loss.device) * 0) * 0).abs().sqrt().sum()
+        return loss, logs
+
+
+def not_finite(folder: Path, stage: int, precision: str, kind: str) -> Any:
+    """Two good steps, a bad one, a good one; the accumulation is 2 and only one micro-batch's rank is bad."""
+    task = {"loss": NanLoss, "gradient": NanGradient}[kind]
+    engine = Engine(task, toy.recipe(), toy.config(stage, precision, 2))
+    steps(engine, 0, 2, 2)
+    before, moments = digest(full(engine)), optimizer_digest(engine)
+    bad = engine.train_step(batches(2, 2), 2)
+    after = digest(full(engine)), optimizer_digest(engine)
+    good = engine.train_step(batches(3, 2), 3)
+    final = full(engine)
+    engine.close()
+    return {
+        "skipped": bad.skipped,
+        "unchanged": (before, moments) == after,
+        "goes_on": not good.skipped and digest(final) != before,
+        "finite": all(bool(value.isfinite().all()) for value in final.values()),
+    }
+
+
+def optimizer_digest(engine: Engine) -> str:
+    sha = hashlib.sha256()
+    for state in engine.ds.basic_optimizer.state.values():
+        for name in sorted(state):
+            if isinstance(state[name], Tensor):
+                sha.update(state[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> Any:
+    """Twenty steps straight, and ``half`` + the rest with a save and a load in another engine between."""
+    recipe, config = toy.recipe(drop_path=0.3, frozen=frozen), toy.config(stage, precision, 2)
+    engine = Engine(toy.ToyTask, recipe, config)
+    straight = [distributed.mean_logs(r.logs) for r in steps(engine, 0, 20, 2)]
+    expected = digest(full(engine)), optimizer_digest(engine)
+    engine.close()
+
+    engine = Engine(toy.ToyTask, recipe, config)
+    first = [distributed.mean_logs(r.logs) for r in steps(engine, 0, half, 2)]
+    saved = digest(full(engine))
+    path = checkpoint.save(engine, folder / "checkpoints", half, score=0.5, progress={"pictures": 7})
+    engine.close()
+    torch.manual_seed(99)  # nothing may hang on what this process drew before
+    engine = Engine(toy.ToyTask, recipe, config)
+    engine.task.model.mask_decoder.gaussian.zero_()  # nor on buffers being drawn again alike
+    manifest = checkpoint.load(engine, path)
+    loaded = digest(full(engine))
+    second = [distributed.mean_logs(r.logs) for r in steps(engine, half, 20, 2)]
+    got = digest(full(engine)), optimizer_digest(engine)
+    engine.close()
+    return {
+        "weights": expected[0] == got[0],
+        "optimizer": expected[1] == got[1],
+        "loaded": saved == loaded,
+        "logs": straight == first + second,
+        "manifest": [manifest.step, manifest.frozen, manifest.score, manifest.progress["pictures"]],
+        "digest": got[0],
+    }
+
+
+def frozen_phase(folder: Path, stage: int, precision: str) -> Any:
+    engine = Engine(toy.ToyTask, toy.recipe(frozen=3), toy.config(stage, precision))
+
+    def parts() -> list[str]:
+        state = full(engine)
+        encoder = {name: value for name, value in state.items() if "image_encoder" in name}
+        return [digest(encoder), digest({name: value for name, value in state.items() if name not in encoder})]
+
+    start = parts()
+    steps(engine, 0, 3, 1)
+    end = parts()
+    engine.start_phase(False, full(engine))
+    carried = parts()
+    steps(engine, 3, 5, 1)
+    after = parts()
+    engine.close()
+    return {
+        "encoder_still": start[0] == end[0],
+        "decoder_moves": start[1] != end[1],
+        "carried": carried == end,
+        "encoder_moves": after[0] != end[0],
+    }
+
+
+class Wider(toy.ToyTask):
+    def __init__(self, recipe: Any) -> None:
+        super().__init__(recipe)
+        self.model.mask_decoder.lin2 = nn.Linear(2 * toy.DIM, toy.DIM, bias=False)
+
+
+def refuse(folder: Path) -> Any:
+    """A checkpoint loaded where it does not belong, and a damaged one: the messages."""
+    config = toy.config(2)
+    engine = Engine(toy.ToyTask, toy.recipe(), config)
+    path = checkpoint.save(engine, folder / "checkpoints", 0)
+    engine.close()
+    messages = {}
+    others = {
+        "seed": (toy.ToyTask, toy.recipe(seed=4), config),
+        "model": (Wider, toy.recipe(), config),
+        "stage": (toy.ToyTask, toy.recipe(), toy.config(3)),
+        "precision": (toy.ToyTask, toy.recipe(), toy.config(2, "bf16")),
+    }
+    for name, (task, recipe, other) in others.items():
+        messages[name] = _message(Engine(task, recipe, other), path)
+    engine = Engine(toy.ToyTask, toy.recipe(), config)
+    distributed.barrier()
+    if distributed.is_main():
+        next(path.glob("*optim_states.pt")).write_bytes(b"cut")
+    distributed.barrier()
+    messages["truncated"] = _message(engine, path)
+    messages["missing"] = _message(Engine(toy.ToyTask, toy.recipe(), config), folder / "checkpoints" / "step_00000007")
+    return messages
+
+
+def _message(engine: Engine, path: Path) -> str:
+    try:
+        checkpoint.load(engine, path)
+    except UserError as error:
+        return str(error)
+    finally:
+        engine.close()
+    return ""

@@ -1,0 +1,160 @@
+"""The engine on two real gloo ranks: gradients, skipped steps, phases, checkpoints."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import cases, ranks
+
+STAGES = (0, 1, 2, 3)
+MODES = {"none": ("none", False), "torch": ("torch", False), "fairscale": ("fairscale", False), "offload": ("fairscale", True)}
+PARITY = {
+    f"parity_{stage}_{accumulation}_{mode}": partial(
+        cases.parity, stage=stage, accumulation=accumulation, mode=MODES[mode][0], offload=MODES[mode][1]
+    )
+    for stage in STAGES
+    for accumulation in (1, 4)
+    for mode in MODES
+}
+PRECISION = {
+    f"parity_{stage}_{precision}": partial(
+        cases.parity, stage=stage, accumulation=2, mode="torch", offload=False, precision=precision
+    )
+    for stage in STAGES
+    for precision in ("bf16", "fp16")
+}
+NOT_FINITE = {
+    f"not_finite_{stage}_{precision}_{kind}": partial(cases.not_finite, stage=stage, precision=precision, kind=kind)
+    for stage in STAGES
+    for precision in ("fp32", "bf16", "fp16")
+    for kind in ("loss", "gradient")
+}
+RESUME = {
+    f"resume_{stage}_{precision}_{frozen}_{half}": partial(
+        cases.resume, stage=stage, precision=precision, frozen=frozen, half=half
+    )
+    for stage, precision, frozen, half in (
+        (0, "fp32", 0, 10),
+        (2, "fp32", 0, 10),
+        (3, "fp32", 0, 10),
+        (2, "bf16", 0, 10),
+        (3, "bf16", 0, 10),
+        (2, "fp16", 0, 10),
+        (2, "bf16", 6, 4),
+        (2, "bf16", 6, 6),
+        (3, "bf16", 6, 4),
+        (3, "bf16", 6, 8),
+    )
+}
+FROZEN = {
+    f"frozen_{stage}_{precision}": partial(cases.frozen_phase, stage=stage, precision=precision)
+    for stage in STAGES
+    for precision in ("fp32", "bf16")
+}
+CURVES = {f"curve_{stage}": partial(cases.curve, stage=stage, accumulation=1) for stage in STAGES}
+CURVES |= {f"curve_{stage}_bf16": partial(cases.curve, stage=stage, accumulation=1, precision="bf16") for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    everything = PARITY | PRECISION | NOT_FINITE | RESUME | FROZEN | CURVES | {"refuse": cases.refuse}
+    return ranks.run(everything, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    alone = {f"curve_{stage}": partial(cases.curve, stage=stage, accumulation=2) for stage in (0, 2)}
+    return ranks.run(alone, 1, tmp_path_factory.mktemp("rank"))
+
+
+@pytest.mark.parametrize("name", [*PARITY, *PRECISION])
+def test_gradients_equal_plain_autograd(two_ranks: dict[str, list[Any]], name: str) -> None:
+    for report in ranks.value(two_ranks, name):
+        assert report["passed"], report
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_a_bad_rank_skips_the_step_on_all(two_ranks: dict[str, list[Any]], name: str) -> None:
+    for seen in ranks.value(two_ranks, name):
+        assert all(seen.values()), seen
+
+
+@pytest.mark.parametrize("name", RESUME)
+def test_resume_is_exact_to_the_last_bit(two_ranks: dict[str, list[Any]], name: str) -> None:
+    seen = ranks.value(two_ranks, name)
+    for rank in seen:
+        assert rank["weights"] and rank["optimizer"] and rank["loaded"] and rank["logs"], rank
+    frozen, half = (int(word) for word in name.split("_")[-2:])
+    assert seen[0]["manifest"] == [half, half <= frozen and frozen > 0, 0.5, 7]
+    assert seen[0]["digest"] == seen[1]["digest"]
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_frozen_encoder_stays_and_then_moves(two_ranks: dict[str, list[Any]], name: str) -> None:
+    for seen in ranks.value(two_ranks, name):
+        assert all(seen.values()), seen
+
+
+def test_stages_train_alike(two_ranks: dict[str, list[Any]]) -> None:
+    curves = [ranks.value(two_ranks, f"curve_{stage}")[0] for stage in STAGES]
+    for curve in curves[1:]:
+        for part in ("losses", "norms"):
+            assert curve[part] == pytest.approx(curves[0][part], rel=1e-4)
+        assert curve["names"] == curves[0]["names"]
+        assert curve["sums"] == pytest.approx(curves[0]["sums"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_16_bits_leave_buffers_and_names_alone(two_ranks: dict[str, list[Any]], stage: int) -> None:
+    half, full = (ranks.value(two_ranks, f"curve_{stage}{suffix}")[0] for suffix in ("_bf16", ""))
+    assert half["buffer"] == "torch.float32"
+    assert half["names"] == full["names"]
+    assert half["losses"] == pytest.approx(full["losses"], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_two_ranks_train_like_one(
+    one_rank: dict[str, list[Any]], two_ranks: dict[str, list[Any]], stage: int
+) -> None:
+    """The same global batches, dropped paths and normaliser; sums in another order."""
+    one, two = (ranks.value(results, f"curve_{stage}")[0] for results in (one_rank, two_ranks))
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-5)
+    assert one["norms"] == pytest.approx(two["norms"], rel=1e-4)
+    assert one["sums"] == pytest.approx(two["sums"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("seed", "of another run: seed is 3 there and 4 here"),
+        ("model", "of another model: model.mask_decoder.lin2.bias"),
+        ("stage", "ZeRO stage 2, not 3"),
+        ("precision", "precision fp32, not bf16"),
+        ("truncated", "missing or truncated"),
+        ("missing", "not a complete checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_one_clear_line(
+    two_ranks: dict[str, list[Any]], name: str, words: str
+) -> None:
+    for messages in ranks.value(two_ranks, "refuse"):
+        assert words in messages[name] and "\n" not in messages[name]
+
+
+def test_checkpoint_folders_hold_what_they_should(two_ranks: dict[str, list[Any]], tmp_path: Path) -> None:
+    """Only complete folders count, the newest and the best stay."""
+    from sam_ds.engine import checkpoint
+    from sam_ds.engine.checkpoint.folder import step_folder, write_manifest
+
+    for step, score in ((10, 0.2), (20, 0.9), (30, 0.3), (40, None)):
+        step_folder(tmp_path, step).mkdir()
+        write_manifest(step_folder(tmp_path, step), checkpoint.Manifest(step, 1, 2, "fp32", False, {}, {}, score))
+    step_folder(tmp_path, 50).mkdir()
+    assert [p.name[-2:] for p in checkpoint.find(tmp_path)] == ["10", "20", "30", "40"]
+    assert checkpoint.resolve(tmp_path).name == "step_00000040"
+    checkpoint.prune(tmp_path, keep_last=1, keep_best=True)
+    assert [p.name[-2:] for p in checkpoint.find(tmp_path)] == ["20", "40"]
