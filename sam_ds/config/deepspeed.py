@@ -35,9 +35,10 @@ class DeepSpeedConfig:
         batch = self.raw.get("train_batch_size", self.global_batch(world))
         if batch == self.global_batch(world):
             return
+        ranks = f"{world} rank{'s' * (world > 1)}"
         raise UserError(
             f"{self.source}: train_batch_size {batch} is not micro batch {self.micro_batch} × accumulation "
-            f"{self.accumulation} × {world} rank{'s' * (world > 1)} = {self.global_batch(world)}; {self._mend(batch, world)}"
+            f"{self.accumulation} × {ranks} = {self.global_batch(world)}; {self._mend(batch, world)}"
         )
 
     def with_world(self, world: int) -> DeepSpeedConfig:

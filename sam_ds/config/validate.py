@@ -13,6 +13,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("segment_images",),
     "model.checkpointing": ("none", "torch", "fairscale"),
     "model.attention": ("auto", "reference", "sdpa"),
+    "loss.iou_masks": ("best", "all"),
     "loss.resolution": ("input", "logits"),
     "optim.implementation": ("auto", "torch", "deepspeed_cpu", "deepspeed_fused", "apex_fused"),
     "schedule.kind": ("step", "cosine", "constant", "rsqrt"),

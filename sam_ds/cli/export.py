@@ -1,0 +1,55 @@
+"""``sam-ds export``: the weights of a checkpoint as one file with the names of Meta's releases."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sam_ds.config.errors import UserError
+
+WEIGHTS = "weights.safetensors"  # in every checkpoint: the full weights in fp32
+
+_EXAMPLE = """examples:
+  sam-ds export runs/tiny -o tiny.pth
+  sam-ds export runs/sam_vit_h/checkpoints/step_00090000 -o sam_vit_h.safetensors
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a checkpoint's weights as .pth or .safetensors",
+        description="Write the weights of a run's last checkpoint, or of the checkpoint given, as one file that "
+        "segment-anything loads too. Needs neither a GPU nor DeepSpeed.",
+        epilog=_EXAMPLE,
+    )
+    parser.add_argument("source", type=Path, help="a run folder or one of its checkpoints")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a path that ends in .pth or .safetensors")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sam_ds.modeling import convert
+
+    source = find_weights(args.source)
+    weights = convert.read_weights(source)
+    convert.save_weights(weights, args.output)
+    print(f"{args.output}: {len(weights)} tensors, {sum(w.numel() for w in weights.values()):,} numbers, from {source}")
+    return 0
+
+
+def find_weights(source: Path) -> Path:
+    """The weights file of a checkpoint, or of the last whole checkpoint of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; give a run folder or one of its checkpoints")
+    if (source / WEIGHTS).is_file():
+        return source / WEIGHTS
+    found = sorted((source / "checkpoints").glob(f"step_*/{WEIGHTS}"))
+    if not found:
+        raise UserError(f"{source}: no checkpoint with {WEIGHTS} in it; has the training saved one yet?")
+    return found[-1]

@@ -1,0 +1,81 @@
+"""The command line: finds the command, runs it, and turns a user's mistake into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import sam_ds
+from sam_ds.config.errors import UserError, nearest
+
+# The modules of sam_ds.cli, in the order of --help. They import torch and DeepSpeed only when they run.
+COMMANDS = ("train", "eval", "export", "predict", "check", "data", "recipes")
+
+_EXAMPLE = """example:
+  sam-ds data synth .cache/synthetic
+  sam-ds train --recipe tiny --data .cache/synthetic
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that keeps to one line on a mistake and shows examples as they were written."""
+
+    def __init__(self, **options: Any) -> None:
+        # Abbreviated options would clash with the DeepSpeed launcher's own.
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options}
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="sam-ds", description=sam_ds.__doc__, epilog=_EXAMPLE)
+    parser.add_argument("--version", action="version", version=f"sam-ds {sam_ds.__version__}")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher's
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=Parser)
+    for name in COMMANDS:
+        importlib.import_module(f"sam_ds.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0, or 2 after a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _check_command(arguments)
+        args = build_parser().parse_args(arguments)
+        code: int = args.run(args)
+        return code
+    except UserError as error:
+        _report(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Raise UserError if the first word is no command; argparse would not name the nearest."""
+    words = iter(arguments)
+    for word in words:
+        if word == "--local_rank":
+            next(words, None)
+        elif not word.startswith("-"):
+            if word not in COMMANDS:
+                raise UserError(f"no command {word!r}; {nearest(word, COMMANDS)}")
+            return
+
+
+def _report(error: UserError) -> None:
+    """Print the mistake once a machine: all ranks of a machine make the same one."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    where = "" if os.environ.get("RANK", "0") == "0" else f"{socket.gethostname()}: "
+    line = " ".join(str(error).split())
+    print(f"sam-ds: {where}{line}", file=sys.stderr)
