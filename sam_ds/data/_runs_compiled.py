@@ -19,33 +19,17 @@ def parse(text, limits, pixels, ends, offsets):  # pragma: no cover (runs compil
     for mask in range(limits.size - 1):
         total = 0
         before = last = 0  # the runs two and one before
-        at = limits[mask]
+        at, end = limits[mask], limits[mask + 1]
         first = out
-        while at < limits[mask + 1]:
-            value = 0
-            shift = 0
-            more = True
-            while more:
-                if at == limits[mask + 1]:
-                    return mask, 2
-                code = int(text[at]) - 48
-                if code < 0 or code > 63:
-                    return mask, 1
-                if shift > 30:
-                    return mask, 4
-                value |= (code & 31) << shift
-                shift += 5
-                more = (code & 32) != 0
-                at += 1
-                if not more and code & 16:
-                    value -= 1 << shift
+        while at < end:
+            value, at, fault = _number(text, at, end)
+            if fault:
+                return mask, fault
             if out - first > 2:
                 value += before
-            if value < 0:
-                return mask, 3
             total += value
-            if total > pixels:
-                return mask, 4
+            if value < 0 or total > pixels:
+                return mask, 3 if value < 0 else 4
             ends[out] = total
             out += 1
             before, last = last, value
@@ -53,3 +37,24 @@ def parse(text, limits, pixels, ends, offsets):  # pragma: no cover (runs compil
             return mask, 4
         offsets[mask + 1] = out
     return -1, 0
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _number(text, at, end):  # pragma: no cover (runs compiled)
+    """The number at ``at``, the place after it, and the kind of its fault or 0."""
+    value = 0
+    shift = 0
+    while at < end:
+        code = int(text[at]) - 48
+        at += 1
+        if code < 0 or code > 63:
+            return value, at, 1
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32 == 0:
+            if code & 16:
+                value -= 1 << shift
+            return value, at, 0
+        if shift > 30:
+            return value, at, 4  # beyond any picture
+    return value, at, 2

@@ -159,7 +159,8 @@ def _hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
         mixed = (hashes ^ column) * np.uint64(0x100000001B3)
         hashes = np.where(column == 0, hashes, mixed)
         hashes[column == ord("/")] = 0xCBF29CE484222325
-    return hashes ^ (hashes >> np.uint64(32))
+    mixed_down: npt.NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(32))
+    return mixed_down
 
 
 def _folder(path: str | Path) -> Path:

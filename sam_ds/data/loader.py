@@ -72,9 +72,7 @@ class TrainLoader:
         Raises:
             UserError: too many pictures are bad.
         """
-        keys = (
-            self.share.positions(step, micro) for step in count(start) for micro in range(self.share.accumulation)
-        )
+        keys = (self.share.positions(step, micro) for step in count(start) for micro in range(self.share.accumulation))
         loaded = _load(self._dataset, keys, self.workers)
         while True:
             yield [self._take(next(loaded)) for _ in range(self.share.accumulation)]
@@ -157,7 +155,7 @@ def _load(dataset: Dataset[_Loaded], keys: Iterator[list[int]], workers: int) ->
         return map(dataset.__getitem__, keys)
     loader: DataLoader[_Loaded] = DataLoader(
         dataset,
-        sampler=keys,  # type: ignore[arg-type]  # any iterable does
+        sampler=keys,  # any iterable does
         batch_size=None,
         num_workers=workers,
         prefetch_factor=_AHEAD,

@@ -61,7 +61,8 @@ def _warped(pixels: Pixels, view: View) -> Tensor:
     d = view.denominator
     height, width = pixels.shape[0] * d, pixels.shape[1] * d
     left, top = (max(0, math.floor(c.min() - d)) // d * d for c in corners[:2])
-    right, bottom = (min(n, -(-math.ceil(c.max() + d) // d) * d) for c, n in zip(corners[:2], (width, height), strict=True))
+    right, bottom = (math.ceil(c.max() + d) // d * d + d for c in corners[:2])
+    right, bottom = min(right, width), min(bottom, height)
     if right <= left or bottom <= top:
         return torch.zeros(3, view.side, view.side, dtype=torch.uint8)
     # The affine change's own scale counts too: one step in the input is this many source pixels.
@@ -103,7 +104,8 @@ def _about_grey(angle: float) -> npt.NDArray[np.float64]:
     """Rotation about (1, 1, 1) by ``angle`` radians (Rodrigues)."""
     axis = 1 / math.sqrt(3)
     cross = axis * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) / 3 * np.ones((3, 3))
+    turn: npt.NDArray[np.float64] = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) / 3
+    return turn
 
 
 def recolor(image: Tensor, color: npt.NDArray[np.float64]) -> Tensor:

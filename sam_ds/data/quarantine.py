@@ -42,8 +42,9 @@ class Quarantine:
         if len(self.bad) > max(_ALWAYS_BORNE, self.budget * seen_pictures):
             last = next(reversed(self.bad.values()))
             raise UserError(
-                f"{len(self.bad)} of the first {seen_pictures} pictures are bad, more than data.bad_budget={self.budget} "
-                f"allows; the last: {last.file}: {last.reason}" + (f" (all in {self.path})" if self.path else "")
+                f"{len(self.bad)} of the first {seen_pictures} pictures are bad, more than "
+                f"data.bad_budget={self.budget} allows; the last: {last.file}: {last.reason}"
+                + (f" (all in {self.path})" if self.path else "")
             )
 
     def give_up(self, bad: list[Bad]) -> UserError:

@@ -24,6 +24,7 @@ _VIEWS = 4  # random views drawn before a picture is shown whole
 _MOSTLY = 0.5  # a mask with this part of its box in view is trained on
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class SampleMaker:
     def blank(self, sample: int) -> Sample:
         """A black picture without masks."""
         image = torch.zeros(3, self.side, self.side, dtype=torch.uint8)
-        none = np.zeros(0, np.int32)
         size = (self.side, self.side)
-        return Sample(image, size, torch.eye(2, 3), none, np.zeros(1, np.int64), size, none.astype(np.int64), sample, sample)
+        ends, offsets, ids = np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64)
+        return Sample(image, size, torch.eye(2, 3), ends, offsets, size, ids, sample, sample)
 
     def _training_sample(self, sample: int, position: int) -> Sample:
         raw = self.reader.read(sample)
@@ -106,7 +107,7 @@ class SampleMaker:
         color = random_color(rng, self.data.transforms)
         return self._assemble(raw, view, chosen, color, sample, position)
 
-    def _view(self, rng: np.random.Generator, size: tuple[int, int], masks: Masks) -> tuple[View, npt.NDArray[np.bool_]]:
+    def _view(self, rng: np.random.Generator, size: tuple[int, int], masks: Masks) -> tuple[View, Bools]:
         """A random view and which masks count in it: those mostly in view, or if there is none, any in view."""
         transforms, exact = self.data.transforms, self.data.exact
         for _ in range(_VIEWS):
@@ -147,7 +148,7 @@ def usable_masks(raw: Raw, data: DataConfig) -> Masks:
     keep &= (table[:, 5] >= data.min_predicted_iou) & (table[:, 6] >= data.min_stability)
     keep &= (table[:, 2:4] > 0).all(1)
     if not keep.any():
-        raise BadSampleError(f"none of its {len(keep)} masks passes the recipe's filters (area, predicted IoU, stability)")
+        raise BadSampleError(f"none of its {len(keep)} masks passes the filters (area, predicted IoU, stability)")
     return Masks(np.flatnonzero(keep), table[keep, :4], areas[keep])
 
 

@@ -117,7 +117,7 @@ def _object_window(u: float, config: TransformConfig, side: int, longest: int, b
     """Side of a window around an object, uniform in the logarithm; it never cuts the object or zooms without end."""
     low, high = config.object_crop_sides
     window = math.sqrt(area) * math.exp(_between(u, (math.log(low), math.log(high))))
-    return min(max(window, *box[2:], side / _LARGEST_ZOOM), longest)
+    return float(min(max(window, *box[2:], side / _LARGEST_ZOOM), longest))
 
 
 def _affine(u: Floats, config: TransformConfig, shown: tuple[int, int]) -> Floats | None:
