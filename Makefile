@@ -1,0 +1,97 @@
+# Every target first sets up what it needs, in .venv of this folder: `make train` works on a fresh clone.
+#
+#   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
+#   make test [ARGS="-k name"]
+#   make lint
+#   make bench
+#   make clean
+#
+# PYTHON=python3.11 takes another Python, PIP_ARGS="…" goes to pip (an index with CPU builds of torch, say).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CXX ?= c++
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+SYNTHETIC := .cache/synthetic
+RECIPE ?= tiny
+CONFIG ?= ds_configs/zero2_local.json
+HOSTFILE ?= hostfiles/local.hostfile
+DATA ?= $(SYNTHETIC)
+OUTPUT ?= runs/$(RECIPE)_$(notdir $(patsubst %/,%,$(DATA)))
+SET ?=
+
+# The local runs are meant for CPUs; DS_ACCELERATOR=cuda takes two GPUs.
+export DS_ACCELERATOR ?= cpu
+# Two ranks with more threads than cores wait for each other at every step.
+export OMP_NUM_THREADS ?= 1
+# DeepSpeed compiles a shared-memory op for CPUs. In a folder of its own no other job's lock can hang us.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+# ninja, which compiles it, comes from pip.
+WITH_PATH = PATH="$(CURDIR)/$(BIN):$$PATH"
+FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+BUILD_SHM_OP = from deepspeed.accelerator import get_accelerator; \
+	get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+
+.PHONY: help train test lint bench clean
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).complete)
+	$(WITH_PATH) deepspeed --log_level warning --hostfile $(HOSTFILE) --no_ssh_check \
+		--master_addr 127.0.0.1 --master_port $(FREE_PORT) \
+		--module sam_ds train --recipe $(RECIPE) --deepspeed_config $(CONFIG) --data $(DATA) --output $(OUTPUT) \
+		$(foreach setting,$(SET),--set $(setting))
+
+test: $(VENV)/.installed-dev
+	$(WITH_PATH) python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	for file in benchmarks/bench_*.py; do $(WITH_PATH) python $$file; done
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(SYNTHETIC).complete: sam_ds/data/synthetic.py | $(VENV)/.installed
+	rm -rf $(SYNTHETIC)
+	$(BIN)/sam-ds data synth $(SYNTHETIC)
+	touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "make: $(PYTHON) is not Python 3.10 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "make: $(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; \
+		sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file())' || { \
+		echo "make: $(PYTHON) has no C headers; install them (Debian: python3-dev)" >&2; exit 1; }
+	@command -v $(CXX) >/dev/null || { \
+		echo "make: no C++ compiler ($(CXX)), which DeepSpeed needs; install one (Debian: build-essential)" >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A build that was killed leaves a lock on which every later job would wait for ever; nobody else builds here now.
+$(VENV)/.installed: setup.py constraints.txt | $(VENV)/.created
+	@echo "Installing into $(VENV): a few minutes the first time."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[fast]'
+	rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
+	DS_ACCELERATOR=cpu $(WITH_PATH) python -c '$(BUILD_SHM_OP)'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
