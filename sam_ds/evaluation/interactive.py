@@ -142,14 +142,15 @@ def _chunk(batch: SegmentBatch, index: int, device: torch.device | str) -> Chunk
     """The objects of one chunk, or one object that does not count if the batch has no more."""
     side = batch.images.shape[-1]
     masks = list(range(len(batch.runs)))[index * OBJECTS_AT_ONCE : (index + 1) * OBJECTS_AT_ONCE]
+    picture, truth = torch.zeros(1, dtype=torch.int64), torch.zeros(1, side, side, dtype=torch.bool)
+    sources: list[SourceMask | None] = [None]
     if masks:
         picture = batch.picture[masks]
         truth = rasterize(select(batch.runs, masks), batch.to_source[picture], (side, side)).bool()
         sources = [source_mask(batch.runs, mask) for mask in masks]
-    else:
-        picture, truth, sources = torch.zeros(1, dtype=torch.int64), torch.zeros(1, side, side, dtype=torch.bool), [None]
     for o, source in enumerate(sources):
-        if source is not None and not truth[o].any():  # smaller than an input pixel: a user would click there all the same
+        # A mask may be smaller than an input pixel: a user would click there all the same.
+        if source is not None and not truth[o].any():
             x, y = input_point(batch, masks[o], source.box)
             truth[o, y, x] = True
     pixel = torch.arange(side)

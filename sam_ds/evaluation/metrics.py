@@ -64,7 +64,7 @@ class EvalSums:
 
     @classmethod
     def zero(cls, config: EvalConfig) -> EvalSums:
-        """Nothing measured yet. "@3" is after three clicks, "@box" after a box, "oracle" the best of the three masks."""
+        """Nothing measured. "@3" is after three clicks, "@box" after a box, "oracle" the best of the three masks."""
         rounds = [str(clicks) for clicks in config.clicks] + ["box"] * config.box
         names = [f"{metric}@{round_}" for metric in ("miou", "boundary_f1") for round_ in rounds]
         if 1 in config.clicks:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -39,7 +38,7 @@ class Gallery:
         """The object of median area of each picture, while there is room."""
         chosen: set[int] = set()
         areas = mask_areas(batch.runs)
-        for picture in batch.picture.unique().tolist():
+        for picture in sorted(set(batch.picture.tolist())):
             if self._promised == self.limit:
                 break
             own = (batch.picture == picture).nonzero()[:, 0]
@@ -167,9 +166,3 @@ _CURVES = {
     "learning rate and gradient norm": ("lr", "grad"),
     "throughput": ("throughput",),
 }
-
-
-def as_image(images: Tensor) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] of a tensor uint8 [3, H, W]."""
-    array: NDArray[np.uint8] = images.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
-    return array

@@ -1,6 +1,6 @@
 """Masks in the pixels of the picture they were drawn on, where quality is measured.
 
-A SAM-1B picture is 3.4 million pixels and most masks are small, so nothing is ever made at full size: the truth is
+An SA-1B picture is 3.4 million pixels and most masks are small, so nothing is ever made at full size: the truth is
 rasterised in its bounding box, and of a prediction only the part that can be positive is resized. Resizing is linear
 and separable, so the whole way of a prediction (logits to the model's input, cut of the padding, resize to the
 source) is one matrix for the rows and one for the columns, and any rows of them give exactly those rows of the result.
@@ -130,7 +130,8 @@ def source_view(grid: tuple[int, int], side: int, valid: tuple[int, int], size: 
         grid: height and width of the logits.
         valid, size: height and width of the picture, in the input and in the source.
     """
-    return SourceView(_resize_matrix(grid[0], side, valid[0], size[0]), _resize_matrix(grid[1], side, valid[1], size[1]))
+    rows, columns = (_resize_matrix(grid[axis], side, valid[axis], size[axis]) for axis in (0, 1))
+    return SourceView(rows, columns)
 
 
 def _resize_matrix(cells: int, side: int, valid: int, size: int) -> Tensor:

@@ -149,9 +149,7 @@ def test_a_module_is_evaluated_in_evaluation_mode(scene: SegmentBatch, make_orac
     assert modes == [False] and module.training
 
 
-def test_pictures_show_the_object_of_median_area(
-    scene: SegmentBatch, make_oracle: type, tmp_path: Path
-) -> None:
+def test_pictures_show_the_object_of_median_area(scene: SegmentBatch, make_oracle: type, tmp_path: Path) -> None:
     gallery = Gallery(tmp_path / "pictures", limit=1)
     evaluate(make_oracle(truth_of(scene)), [scene, scene], EvalConfig(), "cpu", watcher=gallery)
     assert [path.name for path in gallery.paths] == ["00000000_1.png"]

@@ -52,7 +52,7 @@ def test_sums_of_two_ranks_are_the_mean_over_all_masks() -> None:
     config = EvalConfig(clicks=(1,), box=False)
     values = {"miou@1": 1.0, "boundary_f1@1": 0.5, "miou@1/oracle": 1.0}
     one = EvalSums.zero(config).plus(values)
-    other = EvalSums.zero(config).plus({name: 0.0 for name in values}).plus(values)
+    other = EvalSums.zero(config).plus(dict.fromkeys(values, 0.0)).plus(values)
     both = one.from_tensor(one.to_tensor() + other.to_tensor()).metrics()
     assert both["masks"] == 3
     assert both["miou@1"] == pytest.approx(2 / 3)
@@ -65,8 +65,8 @@ def test_no_mask_is_said() -> None:
 
 
 def test_table_has_a_line_a_metric_and_a_column_a_predictor() -> None:
-    before = {name: 0.125 for name in EvalSums.zero(EvalConfig()).names}
-    text = table({"before": before, "after": {name: 0.5 for name in before}})
+    before = dict.fromkeys(EvalSums.zero(EvalConfig()).names, 0.125)
+    text = table({"before": before, "after": dict.fromkeys(before, 0.5)})
     lines = text.splitlines()
     assert lines[0].split() == ["before", "after"]
     assert any(line.split() == ["mIoU", "after", "3", "clicks", "12.5", "50.0"] for line in lines)
