@@ -13,7 +13,7 @@ def parse(text, limits, pixels, ends, offsets):  # pragma: no cover (runs compil
     ``ends`` (int32) and ``offsets`` (int64 [O+1]) take the result.
 
     Returns:
-        the mask and the kind of the first fault (``runs._FAULTS``), or (-1, 0).
+        the mask and the kind of the first fault (``runs.FAULTS``), or (-1, 0).
     """
     out = 0
     for mask in range(limits.size - 1):

@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_ds.config.errors import UserError
-from sam_ds.data.scan import Finding, scan
+from sam_ds.data.scan import LOOSE, Finding, name_hashes, scan
 
 FORMAT = 1
-LOOSE = -1  # the shard of a sample in loose files
 _MAX_FINDINGS = 1000  # kept of each kind; the counts are of all
 
 
@@ -147,20 +146,8 @@ def open_splits(path: str | Path) -> tuple[Index, Index]:
     if len(index) < 2:
         raise UserError(f"{root} has a single picture with masks: give at least 2, or sub-folders train and val")
     held_out = min(500, max(1, round(len(index) / 100)))
-    order = np.argsort(_hashes(index.samples["stem"]), kind="stable")
+    order = np.argsort(name_hashes(index.samples["stem"]), kind="stable")
     return index.subset(np.sort(order[held_out:])), index.subset(np.sort(order[:held_out]))
-
-
-def _hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
-    """FNV-1a of every name, without its folder and its zero padding, all names at once."""
-    characters = np.ascontiguousarray(stems).view(np.uint8).reshape(len(stems), -1)
-    hashes = np.full(len(stems), 0xCBF29CE484222325, np.uint64)
-    for column in characters.T:
-        mixed = (hashes ^ column) * np.uint64(0x100000001B3)
-        hashes = np.where(column == 0, hashes, mixed)
-        hashes[column == ord("/")] = 0xCBF29CE484222325
-    mixed_down: npt.NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(32))
-    return mixed_down
 
 
 def _folder(path: str | Path) -> Path:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sam_ds.data.index import LOOSE, Index
+from sam_ds.data.index import Index
+from sam_ds.data.scan import LOOSE
 
 try:
     import simplejpeg

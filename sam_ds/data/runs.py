@@ -22,12 +22,21 @@ except ImportError:  # numba is not there for the newest Python in its first mon
 Ends = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 
-_FAULTS = {
+FAULTS = {
     1: "holds a character that is none of the format's",
     2: "breaks off within a number",
     3: "has a negative run",
     4: "covers another number of pixels than the picture has",
+    5: "is neither a string nor a list of whole numbers",
 }
+
+
+class BadRunsError(ValueError):
+    """A mask that is none: ``mask`` counts from 0 in what was to be parsed, ``reason`` says what is wrong."""
+
+    def __init__(self, mask: int, reason: str) -> None:
+        super().__init__(f"the RLE of mask {mask} {reason}")
+        self.mask, self.reason = mask, reason
 
 
 def parse(segmentations: Sequence[dict[str, Any]], size: tuple[int, int]) -> tuple[Ends, Offsets]:
@@ -41,30 +50,35 @@ def parse(segmentations: Sequence[dict[str, Any]], size: tuple[int, int]) -> tup
         ends int32 [R] and offsets int64 [O+1], as ``MaskRuns`` holds them.
 
     Raises:
-        ValueError: a mask of another size, or whose runs do not add up to the picture's pixels, or a broken string.
+        BadRunsError: a mask of another size, or whose runs do not add up to the picture's pixels, or a broken string.
     """
     for number, segmentation in enumerate(segmentations):
         if tuple(segmentation["size"]) != tuple(size):
-            raise ValueError(f"mask {number} is for a picture of {list(segmentation['size'])}, not {list(size)}")
+            raise BadRunsError(number, f"is for a picture of {list(segmentation['size'])}, not {list(size)}")
     counts = [segmentation["counts"] for segmentation in segmentations]
     if all(isinstance(c, str) for c in counts):
         return _parse_strings([c.encode("ascii", "replace") for c in counts], size[0] * size[1])
-    parts = [_parse_any(number, c, size[0] * size[1]) for number, c in enumerate(counts)]
-    return _join(parts)
+    return _join([_parse_one(number, c, size[0] * size[1]) for number, c in enumerate(counts)])
 
 
-def _parse_any(number: int, counts: Any, pixels: int) -> Ends:
+def _parse_one(number: int, counts: Any, pixels: int) -> Ends:
+    """One mask without a loop over its runs: for lists, and for a machine without numba."""
     if isinstance(counts, str):
         counts = counts.encode("ascii", "replace")
-    try:
-        return _parse_string_numpy(counts, pixels) if isinstance(counts, bytes) else _parse_list(counts, pixels)
-    except _RunsError as error:
-        raise error.of(number) from None
+    lengths, fault = _string_lengths(counts) if isinstance(counts, bytes) else _list_lengths(counts)
+    if not fault and (lengths < 0).any():
+        fault = 3
+    ends = np.cumsum(lengths)
+    if not fault and (ends.size == 0 or ends[-1] != pixels):
+        fault = 4
+    if fault:
+        raise BadRunsError(number, FAULTS[fault])
+    return ends.astype(np.int32)
 
 
 def _parse_strings(strings: list[bytes], pixels: int) -> tuple[Ends, Offsets]:
     if _runs_compiled is None:
-        return _join([_parse_any(number, s, pixels) for number, s in enumerate(strings)])
+        return _join([_parse_one(number, s, pixels) for number, s in enumerate(strings)])
     text = np.frombuffer(b"".join(strings), np.uint8)
     limits = np.zeros(len(strings) + 1, np.int64)
     np.cumsum([len(s) for s in strings], out=limits[1:])
@@ -72,57 +86,40 @@ def _parse_strings(strings: list[bytes], pixels: int) -> tuple[Ends, Offsets]:
     offsets = np.zeros(len(strings) + 1, np.int64)
     mask, fault = _runs_compiled.parse(text, limits, pixels, ends, offsets)
     if fault:
-        raise _RunsError(fault).of(mask)
+        raise BadRunsError(mask, FAULTS[fault])
     return ends[: offsets[-1]].copy(), offsets
 
 
-def _parse_string_numpy(string: bytes, pixels: int) -> Ends:
-    """The same for one mask without a loop over its runs: for a machine without numba."""
+def _string_lengths(string: bytes) -> tuple[npt.NDArray[np.int64], int]:
+    """Run lengths, and the kind of the first fault or 0."""
     code = np.frombuffer(string, np.uint8).astype(np.int64) - 48
+    none = np.zeros(0, np.int64)
     if ((code < 0) | (code > 63)).any():
-        raise _RunsError(1)
+        return none, 1
     last = (code & 32) == 0  # of its number
     if code.size and not last[-1]:
-        raise _RunsError(2)
+        return none, 2
     stops = np.flatnonzero(last) + 1
     starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
     group = np.arange(code.size) - np.repeat(starts, stops - starts)
-    if (group > 6).any():
-        raise _RunsError(4)
-    values = np.add.reduceat((code & 31) << (5 * group), starts) if code.size else np.zeros(0, np.int64)
+    if not code.size or (group > 6).any():
+        return none, 4
+    lengths = np.add.reduceat((code & 31) << (5 * group), starts)
     negative = (code[stops - 1] & 16) != 0
-    values -= np.where(negative, np.int64(1) << (5 * (stops - starts)), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return _checked(values, pixels)
+    lengths -= np.where(negative, np.int64(1) << (5 * (stops - starts)), 0)
+    lengths[1::2] = np.cumsum(lengths[1::2])  # the sums over the differences
+    lengths[2::2] = np.cumsum(lengths[2::2])
+    return lengths, 0
 
 
-def _parse_list(counts: Any, pixels: int) -> Ends:
-    values = np.asarray(counts)
-    if values.ndim != 1 or not (values.size == 0 or np.issubdtype(values.dtype, np.integer)):
-        raise ValueError("a mask's counts are neither a string nor a list of whole numbers")
-    return _checked(values.astype(np.int64), pixels)
-
-
-def _checked(lengths: npt.NDArray[np.int64], pixels: int) -> Ends:
-    if (lengths < 0).any():
-        raise _RunsError(3)
-    ends = np.cumsum(lengths)
-    if ends.size == 0 or ends[-1] != pixels:
-        raise _RunsError(4)
-    return ends.astype(np.int32)
+def _list_lengths(counts: Any) -> tuple[npt.NDArray[np.int64], int]:
+    lengths = np.asarray(counts)
+    if lengths.ndim != 1 or not (lengths.size == 0 or np.issubdtype(lengths.dtype, np.integer)):
+        return np.zeros(0, np.int64), 5
+    return lengths.astype(np.int64), 0
 
 
 def _join(parts: list[Ends]) -> tuple[Ends, Offsets]:
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([p.size for p in parts], out=offsets[1:])
     return np.concatenate(parts) if parts else np.zeros(0, np.int32), offsets
-
-
-class _RunsError(ValueError):
-    def __init__(self, fault: int) -> None:
-        super().__init__(_FAULTS[fault])
-
-    def of(self, mask: int) -> ValueError:
-        """The same, naming the mask."""
-        return ValueError(f"the RLE of mask {mask} {self}")

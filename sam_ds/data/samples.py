@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,8 @@ class Sample:
     image: Tensor  # uint8 [3, S, S]
     valid_size: tuple[int, int]
     to_source: Tensor  # float32 [2, 3]
-    ends: npt.NDArray[np.int32]  # [R]
-    offsets: npt.NDArray[np.int64]  # [O + 1]
+    ends: runs.Ends  # [R]
+    offsets: runs.Offsets  # [O + 1]
     size: tuple[int, int]  # height and width of the source
     mask_ids: npt.NDArray[np.int64]  # [O]
     sample: int
@@ -120,10 +121,7 @@ class SampleMaker:
     def _assemble(
         self, raw: Raw, view: View, chosen: npt.NDArray[np.int64], color: Floats | None, sample: int, position: int
     ) -> Sample:
-        try:
-            ends, offsets = runs.parse([raw.annotations[i]["segmentation"] for i in chosen], raw.size)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadSampleError(f"its masks cannot be read: {error}") from error
+        ends, offsets = parse_runs(raw, chosen)
         image = show(decode(raw.jpeg, raw.size, view.denominator), view, color)
         to_source = torch.from_numpy(view.to_source()[:2]).float()
         return Sample(image, view.valid_size, to_source, ends, offsets, raw.size, chosen, sample, position)
@@ -150,6 +148,20 @@ def usable_masks(raw: Raw, data: DataConfig) -> Masks:
     if not keep.any():
         raise BadSampleError(f"none of its {len(keep)} masks passes the filters (area, predicted IoU, stability)")
     return Masks(np.flatnonzero(keep), table[keep, :4], areas[keep])
+
+
+def parse_runs(raw: Raw, chosen: Sequence[int] | npt.NDArray[np.int64]) -> tuple[runs.Ends, runs.Offsets]:
+    """Run ends and offsets of some of a picture's masks.
+
+    Raises:
+        BadSampleError: one is damaged, or is no mask of this picture.
+    """
+    try:
+        return runs.parse([raw.annotations[i]["segmentation"] for i in chosen], raw.size)
+    except runs.BadRunsError as error:
+        raise BadSampleError(f"the RLE of its mask {chosen[error.mask]} {error.reason}") from error
+    except (KeyError, TypeError) as error:
+        raise BadSampleError(f"its annotations are not as SA-1B's: {type(error).__name__} {error}") from error
 
 
 def _fields(annotation: dict[str, Any]) -> tuple[float, ...]:

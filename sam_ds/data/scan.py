@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from sam_ds.data.tar import DamagedTarError, members
 
+LOOSE = -1  # the shard of a sample in loose files
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -32,7 +34,7 @@ class Found:
 
 @dataclass
 class _Place:
-    """Members of a tar or of the loose files, by name without extension: [offset, size] of jpg and of json."""
+    """Members of a tar, or the loose files: for every name without extension, [offset, size] by extension."""
 
     name: str
     shard: int
@@ -42,7 +44,7 @@ class _Place:
 def scan(root: Path) -> Found:
     """Look through ``root`` and its sub-folders. The order of samples does not depend on the file system."""
     stamps: list[tuple[str, int | None, int]] = []
-    loose = _Place(str(root), -1, {})
+    loose = _Place(str(root), LOOSE, {})
     findings: list[Finding] = []
     tars: list[str] = []
     for folder, files in _walk(root):
@@ -52,14 +54,12 @@ def scan(root: Path) -> Found:
                 tars.append(os.path.join(folder, file))
             else:
                 _add(loose, os.path.join(folder, file), (0, -1), findings)
-    places = [loose]
+    tables = [_table(loose, findings)]
     for shard, tar in enumerate(tars):
         status = os.stat(root / tar)
         stamps.append((tar, status.st_size, status.st_mtime_ns))
-        places.append(_read_tar(root, tar, shard, findings))
-    rows = list(_pairs(places, findings))
-    width = max((len(row[0]) for row in rows), default=1)
-    samples = np.array(rows, dtype=_dtype(width))
+        tables.append(_table(_read_tar(root, tar, shard, findings), findings))
+    samples = _without_duplicates(np.concatenate(tables), tars, findings)
     return Found(samples, tars, stamps, findings)
 
 
@@ -67,7 +67,7 @@ def _dtype(stem_bytes: int) -> np.dtype[np.void]:
     return np.dtype(
         [
             ("stem", f"S{stem_bytes}"),  # name without extension, relative to the folder or the tar
-            ("shard", "<i4"),  # which tar; -1: loose files
+            ("shard", "<i4"),  # which tar, or LOOSE
             ("jpg_size", "<i8"),  # bytes; -1: the whole file
             ("jpg_offset", "<i8"),
             ("json_size", "<i8"),
@@ -105,18 +105,45 @@ def _add(place: _Place, name: str, where: tuple[int, int], findings: list[Findin
         kinds[extension] = where
 
 
-def _pairs(places: list[_Place], findings: list[Finding]) -> Iterator[tuple[bytes, int, int, int, int, int]]:
-    seen: dict[str, str] = {}  # picture -> place; the same picture under two folders or in two tars is one picture
-    for place in places:
-        for stem, kinds in place.members.items():
-            if len(kinds) < 2:
-                (only,) = kinds
-                missing = ".json" if only == ".jpg" else ".jpg"
-                findings.append(Finding("orphan", place.name, f"{stem}{only} has no {missing} beside it"))
-                continue
-            picture = os.path.basename(stem)
-            if seen.setdefault(picture, place.name) != place.name:
-                findings.append(Finding("duplicate", place.name, f"{stem} is in {seen[picture]} too; that one is used"))
-                continue
-            (jpg_offset, jpg_size), (json_offset, json_size) = kinds[".jpg"], kinds[".json"]
-            yield os.fsencode(stem), place.shard, jpg_size, jpg_offset, json_size, json_offset
+def _table(place: _Place, findings: list[Finding]) -> npt.NDArray[np.void]:
+    """The rows of a place's whole pairs; its names need not stay in memory after it."""
+    rows = []
+    for stem, kinds in place.members.items():
+        if len(kinds) < 2:
+            (only,) = kinds
+            missing = ".json" if only == ".jpg" else ".jpg"
+            findings.append(Finding("orphan", place.name, f"{stem}{only} has no {missing} beside it"))
+            continue
+        (jpg_offset, jpg_size), (json_offset, json_size) = kinds[".jpg"], kinds[".json"]
+        rows.append((os.fsencode(stem), place.shard, jpg_size, jpg_offset, json_size, json_offset))
+    return np.array(rows, _dtype(max((len(row[0]) for row in rows), default=1)))
+
+
+def _without_duplicates(
+    samples: npt.NDArray[np.void], tars: list[str], findings: list[Finding]
+) -> npt.NDArray[np.void]:
+    """Without pictures that an earlier tar, or a loose file, has under the same name.
+
+    Loose files of one name in two folders are two pictures.
+    """
+    _, first, group = np.unique(name_hashes(samples["stem"]), return_index=True, return_inverse=True)
+    earlier = first[group]  # the first row of the same name
+    again = samples["shard"] != samples["shard"][earlier]
+    for row in np.flatnonzero(again):
+        other = samples["shard"][earlier[row]]
+        where = "the loose files" if other == LOOSE else tars[other]
+        what = f"{os.fsdecode(bytes(samples['stem'][row]))} is in {where} too; that one is used"
+        findings.append(Finding("duplicate", tars[samples["shard"][row]], what))
+    kept: npt.NDArray[np.void] = samples[~again]
+    return kept
+
+
+def name_hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
+    """FNV-1a of every name, without its folder and its zero padding, all names at once."""
+    characters = np.ascontiguousarray(stems).view(np.uint8).reshape(len(stems), -1)
+    hashes = np.full(len(stems), 0xCBF29CE484222325, np.uint64)
+    for column in characters.T:
+        hashes = np.where(column == 0, hashes, (hashes ^ column) * np.uint64(0x100000001B3))
+        hashes[column == ord("/")] = 0xCBF29CE484222325
+    folded: npt.NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(32))
+    return folded
