@@ -165,7 +165,7 @@ class Engine:
             self.seed(step, micro)
             loss, logs = self.ds(x, normalizer)
             self.times.mark("forward")
-            self.ds.backward(_spoil_if_not_finite(loss))
+            self.ds.backward(_spoil_if_not_finite(loss) * self._missing_scale())
             self.times.mark("backward")
             if micro + 1 < len(inputs):
                 self.ds.step()  # counts the micro-batch
@@ -197,20 +197,18 @@ class Engine:
     def _step(self) -> tuple[Tensor | float, bool]:
         """Clip and step, or drop gradients that are not finite: the norm is of all ranks, so all decide alike."""
         if self.ds.optimizer is not self.ds.basic_optimizer:  # DeepSpeed's own wrapper checks the norm
-            scale = self.loss_scale()
+            scale = self._missing_scale()  # without ZeRO the norm is that of the scaled gradient
             self.ds.step()
-            norm = self.ds.get_global_grad_norm()
-            # Without ZeRO, DeepSpeed reports the norm of the scaled gradient.
-            unscale = scale if self.config.zero_stage == 0 else 1.0
             skipped = bool(self.ds.optimizer.overflow)
-            return (float("inf") if skipped else norm / unscale), skipped
+            return (float("inf") if skipped else self.ds.get_global_grad_norm() / scale), skipped
         parameters = [p for p in self.task.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         skipped = not bool(torch.isfinite(norm))  # the one host sync of the step
         if skipped:
-            for parameter in parameters:
-                parameter.grad = None
-        self.ds.step()  # clips by the same norm; without gradients it changes nothing
+            self.ds.zero_grad()
+            self.ds.micro_steps += 1  # what is left of a step: the count of micro-batches goes on
+        else:
+            self.ds.step()  # clips by the same norm
         return norm, skipped
 
     def loss_scale(self) -> float:
@@ -220,6 +218,10 @@ class Engine:
         optimizer = self.ds.optimizer
         scaler = getattr(optimizer, "loss_scale_config", None)
         return float(scaler.cur_scale if scaler else optimizer.loss_scale)
+
+    def _missing_scale(self) -> float:
+        """Without ZeRO, DeepSpeed 0.19 divides fp16's gradients by the loss scale and never multiplies the loss."""
+        return self.loss_scale() if self.config.zero_stage == 0 else 1.0
 
     def state_dict(self, everywhere: bool = False) -> dict[str, Tensor]:
         """The task's weights and buffers in fp32 on the host: on rank 0, or on all; {} elsewhere. Collective."""

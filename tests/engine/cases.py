@@ -76,7 +76,7 @@ class NanGradient(NanLoss):
     def forward(self, inputs: toy.ToyInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, logs = toy.ToyTask.forward(self, inputs, normalizer)
         if inputs.weights[0] == 2:
-            loss = loss + (self.model.image_encoder.blocks[0](inputs.x.to(loss.device) * 0) * 0).abs().sqrt().sum()
+            loss = loss + (loss - loss.detach()).abs().sqrt()  # zero, with a slope of 0 times infinity
         return loss, logs
 
 
