@@ -1,0 +1,50 @@
+"""sam-ds export: from a run folder or a checkpoint to one file, and what is said when there is nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam_ds.cli.main import main
+from sam_ds.config.schema import ModelConfig
+from sam_ds.modeling.convert import read_weights, save_weights
+from sam_ds.modeling.presets import build_sam
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    weights = build_sam(ModelConfig(preset="tiny")).state_dict()
+    for step in (10, 20):
+        changed = {name: tensor + step for name, tensor in weights.items()}
+        save_weights(changed, folder / "checkpoints" / f"step_{step:08d}" / "weights.safetensors")
+    (folder / "checkpoints" / "step_00000030").mkdir()  # one that was never finished
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_last_whole_checkpoint_is_written(run_folder: Path, suffix: str, tmp_path: Path) -> None:
+    output = tmp_path / f"model{suffix}"
+    assert main(["export", str(run_folder), "-o", str(output)]) == 0
+    last = read_weights(run_folder / "checkpoints" / "step_00000020" / "weights.safetensors")
+    written = read_weights(output)
+    assert written.keys() == last.keys()
+    for name, tensor in last.items():
+        torch.testing.assert_close(written[name], tensor, rtol=0, atol=0)
+
+
+def test_a_checkpoint_can_be_named(run_folder: Path, tmp_path: Path) -> None:
+    named = run_folder / "checkpoints" / "step_00000010"
+    assert main(["export", str(named), "-o", str(tmp_path / "a.pth")]) == 0
+    wanted = read_weights(named / "weights.safetensors")
+    name = next(iter(wanted))
+    torch.testing.assert_close(read_weights(tmp_path / "a.pth")[name], wanted[name], rtol=0, atol=0)
+
+
+def test_mistakes(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run_folder), "-o", str(tmp_path / "model.onnx")]) == 2
+    assert ".pth or .safetensors" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "-o", str(tmp_path / "a.pth")]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
