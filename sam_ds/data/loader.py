@@ -128,13 +128,14 @@ class _Stream(Dataset[_Loaded]):
 
     def __getitem__(self, positions: list[int]) -> _Loaded:
         samples, bad = [], []
-        for position in positions:
-            sample, bad_ones = self.maker.for_training(position)
+        images = self.maker.black(len(positions))
+        for position, image in zip(positions, images, strict=True):
+            sample, bad_ones = self.maker.for_training(position, image)
             bad += bad_ones
             if sample is None:
                 return _Loaded(None, bad)
             samples.append(sample)
-        return _Loaded(collate(samples), bad)
+        return _Loaded(collate(images, samples), bad)
 
 
 class _Pictures(Dataset[_Loaded]):
@@ -144,9 +145,10 @@ class _Pictures(Dataset[_Loaded]):
         self.maker, self.max_masks = maker, max_masks
 
     def __getitem__(self, chosen: list[int]) -> _Loaded:
-        made = [self.maker.for_evaluation(sample, self.max_masks) for sample in chosen]
+        images = self.maker.black(max(1, len(chosen)))
+        made = [self.maker.for_evaluation(s, self.max_masks, i) for s, i in zip(chosen, images, strict=False)]
         samples = [sample for sample, _ in made] or [self.maker.blank(0)]
-        return _Loaded(collate(samples), [bad for _, bad_ones in made for bad in bad_ones])
+        return _Loaded(collate(images, samples), [bad for _, bad_ones in made for bad in bad_ones])
 
 
 def _load(dataset: Dataset[_Loaded], keys: Iterator[list[int]], workers: int) -> Iterator[_Loaded]:

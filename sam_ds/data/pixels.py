@@ -18,22 +18,17 @@ Pixels = npt.NDArray[np.uint8]
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 
 
-def show(pixels: Pixels, view: View, color: npt.NDArray[np.float64] | None = None) -> Tensor:
-    """The model's input, uint8 [3, side, side], zero where there is no picture.
+def show(pixels: Pixels, view: View, color: npt.NDArray[np.float64] | None, out: Tensor) -> None:
+    """Write the model's input.
 
     Args:
         pixels: uint8 [h, w, 3], the whole picture, decoded at 1 / view.denominator.
         color: float64 [3, 4] from ``random_color``, or None.
+        out: uint8 [3, side, side], zero on entry; stays so where there is no picture.
     """
     height, width = view.valid_size
     shown = _straight(pixels, view) if view.warp is None else _warped(pixels, view)
-    if color is not None:
-        shown = recolor(shown, color)
-    if (height, width) == (view.side, view.side):
-        return shown
-    out = torch.zeros(3, view.side, view.side, dtype=torch.uint8)
-    out[:, :height, :width] = shown
-    return out
+    out[:, :height, :width] = shown if color is None else recolor(shown, color)
 
 
 def _straight(pixels: Pixels, view: View) -> Tensor:
@@ -50,8 +45,8 @@ def _cut(pixels: Pixels, box: tuple[int, int, int, int], denominator: int) -> Te
 
 def _resize(part: Tensor, size: tuple[int, int]) -> Tensor:
     if part.shape[2:] == size:
-        return part[0].contiguous()
-    return F.interpolate(part, size=size, mode="bilinear", antialias=True)[0].contiguous()
+        return part[0]
+    return F.interpolate(part, size=size, mode="bilinear", antialias=True)[0]
 
 
 def _warped(pixels: Pixels, view: View) -> Tensor:
@@ -64,7 +59,7 @@ def _warped(pixels: Pixels, view: View) -> Tensor:
     right, bottom = (math.ceil(c.max() + d) // d * d + d for c in corners[:2])
     right, bottom = min(right, width), min(bottom, height)
     if right <= left or bottom <= top:
-        return torch.zeros(3, view.side, view.side, dtype=torch.uint8)
+        return torch.zeros(3, 1, 1, dtype=torch.uint8)  # none of it is in view
     # The affine change's own scale counts too: one step in the input is this many source pixels.
     step = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     size = max(1, round((bottom - top) / step)), max(1, round((right - left) / step))
@@ -114,4 +109,4 @@ def recolor(image: Tensor, color: npt.NDArray[np.float64]) -> Tensor:
     flat = image.flatten(1).float()  # [3, h * w]
     grey = flat.mean(1) @ torch.from_numpy(_GREY).float()
     changed = torch.addmm((matrix[:, 3] * grey)[:, None], matrix[:, :3], flat)
-    return changed.round_().clamp_(0, 255).to(torch.uint8).view_as(image)
+    return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)

@@ -25,6 +25,7 @@ _VIEWS = 4  # random views drawn before a picture is shown whole
 _MOSTLY = 0.5  # a mask with this part of its box in view is trained on
 
 Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -39,13 +40,14 @@ class Bad:
 
 @dataclass(frozen=True)
 class Sample:
-    image: Tensor  # uint8 [3, S, S]
+    """All of a sample but its pixels, which are written where the batch keeps them."""
+
     valid_size: tuple[int, int]
     to_source: Tensor  # float32 [2, 3]
     ends: runs.Ends  # [R]
     offsets: runs.Offsets  # [O + 1]
     size: tuple[int, int]  # height and width of the source
-    mask_ids: npt.NDArray[np.int64]  # [O]
+    mask_ids: Ids  # [O]
     sample: int
     position: int
 
@@ -54,7 +56,7 @@ class Sample:
 class Masks:
     """The masks of a picture that pass the filters."""
 
-    ids: npt.NDArray[np.int64]  # [O]    place in the JSON
+    ids: Ids  # [O]    place in the JSON
     boxes: Floats  # [O, 4]  x, y, width, height
     areas: Floats  # [O]
 
@@ -66,47 +68,50 @@ class SampleMaker:
         self.reader, self.data, self.side, self.seed = Reader(index), data, side, seed
         self.sampler = Sampler(len(index), seed)
 
-    def for_training(self, position: int) -> tuple[Sample | None, list[Bad]]:
+    def for_training(self, position: int, image: Tensor) -> tuple[Sample | None, list[Bad]]:
         """The sample at a stream position, or the one that takes its place; and the bad ones met on the way.
 
-        None if one substitute after another is bad too.
+        Its pixels go to ``image``, uint8 [3, S, S] and zero. None if one substitute after another is bad too.
         """
         bad: list[Bad] = []
         for attempt in range(_ATTEMPTS):
             sample = self.sampler.substitute(position, attempt) if attempt else self.sampler.sample(position)
             try:
-                return self._training_sample(sample, position), bad
+                return self._training_sample(sample, position, image), bad
             except BadSampleError as error:
                 bad.append(Bad(sample, self.reader.index.name(sample), str(error)))
         return None, bad
 
-    def for_evaluation(self, sample: int, max_masks: int) -> tuple[Sample, list[Bad]]:
-        """A picture as it is, with at most ``max_masks`` masks (0: all). A bad one comes back black, without masks."""
+    def for_evaluation(self, sample: int, max_masks: int, image: Tensor) -> tuple[Sample, list[Bad]]:
+        """A picture as it is, with at most ``max_masks`` masks (0: all). A bad one stays black and has no masks."""
         try:
             raw = self.reader.read(sample)
             masks = usable_masks(raw, self.data)
             rng = np.random.default_rng((self.seed, sample))
             chosen = _draw(rng, masks.ids, max_masks or len(masks.ids))
             view = whole_view(raw.size, self.side, self.data.exact)
-            return self._assemble(raw, view, chosen, None, sample, sample), []
+            return _assemble(raw, view, chosen, None, image, sample, sample), []
         except BadSampleError as error:
             return self.blank(sample), [Bad(sample, self.reader.index.name(sample), str(error))]
 
+    def black(self, count: int) -> Tensor:
+        """uint8 [count, 3, S, S], for pictures to be written to."""
+        return torch.zeros(count, 3, self.side, self.side, dtype=torch.uint8)
+
     def blank(self, sample: int) -> Sample:
-        """A black picture without masks."""
-        image = torch.zeros(3, self.side, self.side, dtype=torch.uint8)
+        """What goes with a black picture: no masks."""
         size = (self.side, self.side)
         ends, offsets, ids = np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64)
-        return Sample(image, size, torch.eye(2, 3), ends, offsets, size, ids, sample, sample)
+        return Sample(size, torch.eye(2, 3), ends, offsets, size, ids, sample, sample)
 
-    def _training_sample(self, sample: int, position: int) -> Sample:
+    def _training_sample(self, sample: int, position: int, image: Tensor) -> Sample:
         raw = self.reader.read(sample)
         masks = usable_masks(raw, self.data)
         rng = np.random.default_rng((self.seed, self.sampler.epoch(position), sample))
         view, visible = self._view(rng, raw.size, masks)
         chosen = _draw(rng, masks.ids[visible], self.data.max_masks)
         color = random_color(rng, self.data.transforms)
-        return self._assemble(raw, view, chosen, color, sample, position)
+        return _assemble(raw, view, chosen, color, image, sample, position)
 
     def _view(self, rng: np.random.Generator, size: tuple[int, int], masks: Masks) -> tuple[View, Bools]:
         """A random view and which masks count in it: those mostly in view, or if there is none, any in view."""
@@ -118,13 +123,14 @@ class SampleMaker:
                 return view, parts >= min(_MOSTLY, parts.max())
         return whole_view(size, self.side, exact), np.ones(len(masks.ids), bool)
 
-    def _assemble(
-        self, raw: Raw, view: View, chosen: npt.NDArray[np.int64], color: Floats | None, sample: int, position: int
-    ) -> Sample:
-        ends, offsets = parse_runs(raw, chosen)
-        image = show(decode(raw.jpeg, raw.size, view.denominator), view, color)
-        to_source = torch.from_numpy(view.to_source()[:2]).float()
-        return Sample(image, view.valid_size, to_source, ends, offsets, raw.size, chosen, sample, position)
+
+def _assemble(
+    raw: Raw, view: View, chosen: Ids, color: Floats | None, image: Tensor, sample: int, position: int
+) -> Sample:
+    ends, offsets = parse_runs(raw, chosen)
+    show(decode(raw.jpeg, raw.size, view.denominator), view, color, image)
+    to_source = torch.from_numpy(view.to_source()[:2]).float()
+    return Sample(view.valid_size, to_source, ends, offsets, raw.size, chosen, sample, position)
 
 
 def usable_masks(raw: Raw, data: DataConfig) -> Masks:
@@ -150,7 +156,7 @@ def usable_masks(raw: Raw, data: DataConfig) -> Masks:
     return Masks(np.flatnonzero(keep), table[keep, :4], areas[keep])
 
 
-def parse_runs(raw: Raw, chosen: Sequence[int] | npt.NDArray[np.int64]) -> tuple[runs.Ends, runs.Offsets]:
+def parse_runs(raw: Raw, chosen: Sequence[int] | Ids) -> tuple[runs.Ends, runs.Offsets]:
     """Run ends and offsets of some of a picture's masks.
 
     Raises:
@@ -170,13 +176,13 @@ def _fields(annotation: dict[str, Any]) -> tuple[float, ...]:
     return (x, y, width, height, annotation["area"], *scores)
 
 
-def _draw(rng: np.random.Generator, ids: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+def _draw(rng: np.random.Generator, ids: Ids, most: int) -> Ids:
     """At most ``most`` of ``ids``, every subset as likely, ascending."""
     return np.sort(rng.permutation(ids)[:most])
 
 
-def collate(samples: list[Sample]) -> SegmentBatch:
-    """One batch of samples, in their order."""
+def collate(images: Tensor, samples: list[Sample]) -> SegmentBatch:
+    """One batch of samples, in their order; ``images`` is uint8 [B, 3, S, S]."""
     counts = [len(s.mask_ids) for s in samples]
     lengths = np.concatenate([np.diff(s.offsets) for s in samples])
     sizes = torch.tensor([s.size for s in samples], dtype=torch.int32)
@@ -187,7 +193,7 @@ def collate(samples: list[Sample]) -> SegmentBatch:
         sizes=sizes[picture],
     )
     return SegmentBatch(
-        images=torch.stack([s.image for s in samples]),
+        images=images,
         valid_sizes=torch.tensor([s.valid_size for s in samples], dtype=torch.int32),
         to_source=torch.stack([s.to_source for s in samples]),
         runs=runs_of_all,
