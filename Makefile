@@ -87,11 +87,11 @@ $(VENV)/.created:
 # A build that was killed leaves a lock on which every later job would wait for ever; nobody else builds here now.
 $(VENV)/.installed: setup.py constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): a few minutes the first time."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[fast]'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[fast]'
 	rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
 	DS_ACCELERATOR=cpu $(WITH_PATH) python -c '$(BUILD_SHM_OP)'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@

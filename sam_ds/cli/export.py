@@ -8,7 +8,10 @@ from typing import Any
 
 from sam_ds.config.errors import UserError
 
-WEIGHTS = "weights.safetensors"  # in every checkpoint: the full weights in fp32
+# Names inside a checkpoint. They are written by sam_ds.engine.checkpoint, which cannot be imported without DeepSpeed;
+# a machine that only exports or predicts needs none.
+WEIGHTS = "weights.safetensors"  # the full weights in fp32
+MANIFEST = "complete.json"  # written last: a folder without it is not a whole checkpoint
 
 _EXAMPLE = """examples:
   sam-ds export runs/tiny -o tiny.pth
@@ -47,9 +50,9 @@ def find_weights(source: Path) -> Path:
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give a run folder or one of its checkpoints")
-    if (source / WEIGHTS).is_file():
+    if (source / MANIFEST).is_file():
         return source / WEIGHTS
-    found = sorted((source / "checkpoints").glob(f"step_*/{WEIGHTS}"))
+    found = sorted((source / "checkpoints").glob(f"step_*/{MANIFEST}"))
     if not found:
-        raise UserError(f"{source}: no checkpoint with {WEIGHTS} in it; has the training saved one yet?")
-    return found[-1]
+        raise UserError(f"{source}: no whole checkpoint in it; has the training saved one yet?")
+    return found[-1].parent / WEIGHTS

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam_ds.cli import export
 from sam_ds.cli.main import main
 from sam_ds.config.schema import ModelConfig
 from sam_ds.modeling.convert import read_weights, save_weights
@@ -19,8 +20,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = build_sam(ModelConfig(preset="tiny")).state_dict()
     for step in (10, 20):
         changed = {name: tensor + step for name, tensor in weights.items()}
-        save_weights(changed, folder / "checkpoints" / f"step_{step:08d}" / "weights.safetensors")
-    (folder / "checkpoints" / "step_00000030").mkdir()  # one that was never finished
+        checkpoint = folder / "checkpoints" / f"step_{step:08d}"
+        save_weights(changed, checkpoint / "weights.safetensors")
+        (checkpoint / "complete.json").write_text("{}")
+    save_weights(weights, folder / "checkpoints" / "step_00000030" / "weights.safetensors")  # it was never finished
     return folder
 
 
@@ -43,8 +46,13 @@ def test_a_checkpoint_can_be_named(run_folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(read_weights(tmp_path / "a.pth")[name], wanted[name], rtol=0, atol=0)
 
 
+def test_the_names_are_those_the_engine_writes() -> None:
+    folder = pytest.importorskip("sam_ds.engine.checkpoint.folder")
+    assert (export.WEIGHTS, export.MANIFEST) == (folder.WEIGHTS, folder.MANIFEST)
+
+
 def test_mistakes(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run_folder), "-o", str(tmp_path / "model.onnx")]) == 2
     assert ".pth or .safetensors" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "a.pth")]) == 2
-    assert "no checkpoint" in capsys.readouterr().err
+    assert "no whole checkpoint" in capsys.readouterr().err
