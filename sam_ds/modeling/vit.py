@@ -21,7 +21,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] of any float type to [B, S / patch, S / patch, D] of the weights' type."""
-        return self.proj(images.to(self.proj.weight.dtype)).permute(0, 2, 3, 1)
+        tokens = self.proj(images.to(self.proj.weight.dtype)).permute(0, 2, 3, 1)
+        return tokens.contiguous()  # else every later layer would carry the strides along and copy
 
 
 class Mlp(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,7 +71,8 @@ class MaskDecoder(nn.Module):
         A transposed convolution whose kernel equals its stride is a linear layer from each cell to its pixels.
         The pixels stay beside their cell, so nothing is moved until there are only C channels left.
         """
-        conv1, norm, gelu, conv2, _ = self.output_upscaling
+        layers: Any = self.output_upscaling
+        conv1, norm, gelu, conv2, _ = layers
         x = F.linear(cells, _as_linear(conv1.weight), conv1.bias.repeat(4))
         x = gelu(norm(x.unflatten(-1, (4, -1))))  # [O, N, 4, D / 4]
         return gelu(F.linear(x, _as_linear(conv2.weight), conv2.bias.repeat(4))).flatten(2)
@@ -78,8 +81,8 @@ class MaskDecoder(nn.Module):
         """kernels [O, C, D / 8], pixels [O, N, 16 * D / 8] to logits [O, C, 4g, 4g]."""
         objects, channels, dim = kernels.shape
         grid = round(pixels.shape[1] ** 0.5)
-        masks = kernels @ pixels.view(objects, -1, dim).transpose(1, 2)  # [O, C, N * 16]
-        masks = masks.view(objects, channels, grid, grid, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        masks = pixels.view(objects, -1, dim) @ kernels.transpose(1, 2)  # [O, N * 16, C]
+        masks = masks.view(objects, grid, grid, 2, 2, 2, 2, channels).permute(0, 7, 1, 3, 5, 2, 4, 6)
         return masks.reshape(objects, channels, 4 * grid, 4 * grid)
 
 

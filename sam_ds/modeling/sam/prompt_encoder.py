@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from .common import LayerNorm2d
 
 class RandomPositions(nn.Module):
     """Random Fourier features of a place (arXiv 2006.10739). The matrix is a persistent buffer, always float32."""
+
+    positional_encoding_gaussian_matrix: Tensor
 
     def __init__(self, num_features: int, scale: float = 1.0) -> None:
         super().__init__()
@@ -96,18 +99,23 @@ class PromptEncoder(nn.Module):
     def _embed_masks(self, masks: Tensor, has_mask: Tensor) -> Tensor:
         """[O, 1, 4g, 4g] logits and [O] bool to [O, g * g, dim].
 
-        The convolutions' kernels do not overlap, so each is a linear layer on 2 x 2 blocks. The blocks of both
-        levels are cut once, while there is a single channel to move.
+        The convolutions' kernels do not overlap, so each is a matrix product with 2 x 2 blocks. The blocks of
+        both levels are cut at once, while there is a single channel to move; then the rows (channel, sub-block)
+        that the second product wants are those the first one leaves.
         """
-        conv1, norm1, gelu, conv2, norm2, _, conv3 = self.mask_downscaling
+        layers: Any = self.mask_downscaling
+        conv1, norm1, gelu, conv2, norm2, _, conv3 = layers
         chosen = has_mask.view(-1, 1, 1)
         # An absent mask may hold anything, even NaN, which 0 * NaN would carry into the weights' gradients.
         masks = torch.where(chosen, masks.squeeze(1), 0.0).to(conv1.weight.dtype)
         g = self.grid_size
-        x = masks.view(-1, g, 2, 2, g, 2, 2).permute(0, 1, 4, 2, 5, 3, 6)  # [O, g, g, 2, 2, (2, 2)]
-        x = F.linear(x.flatten(5).flatten(1, 2).flatten(2, 3), conv1.weight.flatten(1), conv1.bias)
-        x = gelu(norm1(x)).flatten(2)  # [O, g * g, (2, 2, mask_channels / 4)]
-        x = F.linear(x, conv2.weight.permute(0, 2, 3, 1).flatten(1), conv2.bias)
-        x = torch.where(chosen, gelu(norm2(x)), 0.0)  # [O, g * g, mask_channels]
+        x = masks.view(-1, g, 2, 2, g, 2, 2).permute(0, 3, 6, 2, 5, 1, 4)  # [O, 2, 2 (pixel), 2, 2 (block), g, g]
+        x = conv1.weight.flatten(1) @ x.reshape(-1, 4, 4 * g * g) + conv1.bias[:, None]
+        x = gelu(norm1.channels_first(x)).view(len(x), -1, g * g)  # [O, mask_channels / 4 * 4, g * g]
+        x = conv2.weight.flatten(1) @ x + conv2.bias[:, None]
+        x = torch.where(chosen, gelu(norm2.channels_first(x)), 0.0)  # [O, mask_channels, g * g]
+        # The last bias is a row of ones against it, or against no_mask_embed: one product, no pass to add it.
         bias = torch.where(chosen, conv3.bias, self.no_mask_embed.weight)  # [O, 1, dim]
-        return F.linear(x, conv3.weight.flatten(1)) + bias
+        weight = conv3.weight.flatten(1).t().expand(len(x), -1, -1)  # [O, mask_channels, dim]
+        rows = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        return rows.transpose(1, 2) @ torch.cat([weight, bias], dim=1).to(rows.dtype)

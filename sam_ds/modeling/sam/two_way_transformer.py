@@ -17,10 +17,10 @@ picture side is two products with [heads * T, D] matrices an attention, and no t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sam_ds.modeling.vit import Mlp
+from sam_ds.ops import gather_cells, update_cells
 
 
 class Attention(nn.Module):
@@ -56,11 +56,11 @@ class Attention(nn.Module):
 class TokenToImage(Attention):
     """The tokens attend to the picture."""
 
-    def forward(self, tokens: Tensor, placed_cells: Tensor, cells: Tensor) -> Tensor:  # type: ignore[override]
-        """tokens: [O, T, D]; placed_cells (with positions) and cells: [O, N, D]. Returns [O, T, D]."""
+    def forward(self, tokens: Tensor, cells: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
+        """tokens: [O, T, D]; cells: [O, N, D]; positions: [N, D]. Returns [O, T, D]."""
         q = self._heads(self.q_proj(tokens) * self.scale)
-        scores = self._pull_back(q, self.k_proj.weight) @ placed_cells.transpose(1, 2)  # [O, heads * T, N]
-        seen = (scores.softmax(-1) @ cells).unflatten(1, (self.num_heads, -1))  # [O, heads, T, D]
+        seen = gather_cells(self._pull_back(q, self.k_proj.weight), cells, positions)  # [O, heads * T, D]
+        seen = seen.unflatten(1, (self.num_heads, -1))  # [O, heads, T, D]
         v_weight = self.v_proj.weight.unflatten(0, (self.num_heads, -1))  # [heads, d, D]
         out = (seen @ v_weight.transpose(1, 2)).transpose(1, 2).flatten(2)  # [O, T, inner]
         # k_proj's bias changes no score. It stays in the graph for its gradient, an exact zero: ZeRO-3 re-applies
@@ -72,17 +72,15 @@ class ImageToToken(Attention):
     """The picture attends to the tokens."""
 
     def forward(  # type: ignore[override]
-        self, cells: Tensor, placed_cells: Tensor, k: Tensor, v: Tensor, mask: Tensor
+        self, cells: Tensor, positions: Tensor, k: Tensor, v: Tensor, mask: Tensor
     ) -> Tensor:
-        """cells, placed_cells: [O, N, D]; k, v: [O, T, D]; mask: [O, 1, 1, T]. Returns cells + the answer."""
+        """cells: [O, N, D]; positions: [N, D]; k, v: [O, T, D]; mask: [O, 1, 1, T]. Returns cells + the answer."""
         k = self._heads(self.k_proj(k) * self.scale)  # [O, heads, T, d]
         bias = k @ self.q_proj.bias.view(self.num_heads, -1, 1) + mask.to(k.dtype).transpose(2, 3)  # [O, heads, T, 1]
         keys = self._pull_back(k, self.q_proj.weight)  # [O, heads * T, D]
-        scores = torch.baddbmm(bias.flatten(1, 2), keys, placed_cells.transpose(1, 2))
-        shares = scores.unflatten(1, (self.num_heads, -1)).softmax(2).flatten(1, 2)  # [O, heads * T, N]
         v = self._heads(self.v_proj(v))
         values = self._pull_back(v, self.out_proj.weight.t()) + self.out_proj.bias / self.num_heads
-        return torch.baddbmm(cells, shares.transpose(1, 2), values)
+        return update_cells(cells, positions, keys, bias.flatten(1, 2), values, self.num_heads)
 
 
 class TwoWayBlock(nn.Module):
@@ -110,10 +108,10 @@ class TwoWayBlock(nn.Module):
             placed = tokens + token_positions
             tokens = tokens + self.self_attn(placed, placed, tokens, mask)
         tokens = self.norm1(tokens)
-        placed_cells = cells + grid_positions
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_cells, cells))
+        seen = self.cross_attn_token_to_image(tokens + token_positions, cells, grid_positions)
+        tokens = self.norm2(tokens + seen)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        cells = self.cross_attn_image_to_token(cells, placed_cells, tokens + token_positions, tokens, mask)
+        cells = self.cross_attn_image_to_token(cells, grid_positions, tokens + token_positions, tokens, mask)
         return tokens, self.norm4(cells)
 
 
@@ -139,5 +137,5 @@ class TwoWayTransformer(nn.Module):
         token_positions = tokens
         for layer in self.layers:
             tokens, cells = layer(tokens, cells, token_positions, grid_positions, mask)
-        seen = self.final_attn_token_to_image(tokens + token_positions, cells + grid_positions, cells)
+        seen = self.final_attn_token_to_image(tokens + token_positions, cells, grid_positions)
         return self.norm_final_attn(tokens + seen), cells
