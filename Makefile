@@ -39,18 +39,23 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 BUILD_SHM_OP = from deepspeed.accelerator import get_accelerator; \
 	get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
 
+# A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
+UNLOCK = find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
+
 .PHONY: help train test lint bench clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
 
 train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).complete)
+	@$(UNLOCK)
 	$(WITH_PATH) deepspeed --log_level warning --hostfile $(HOSTFILE) --no_ssh_check \
 		--master_addr 127.0.0.1 --master_port $(FREE_PORT) \
 		--module sam_ds train --recipe $(RECIPE) --deepspeed_config $(CONFIG) --data $(DATA) --output $(OUTPUT) \
 		$(foreach setting,$(SET),--set $(setting))
 
 test: $(VENV)/.installed-dev
+	@$(UNLOCK)
 	$(WITH_PATH) python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -84,7 +89,7 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# A build that was killed leaves a lock on which every later job would wait for ever; nobody else builds here now.
+# Nobody else compiles here now, so every lock is a left-over.
 $(VENV)/.installed: setup.py constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): a few minutes the first time."
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[fast]'
