@@ -64,5 +64,7 @@ def _wrap_fairscale(module: nn.Module, offload: bool) -> None:
     try:
         from fairscale.nn import checkpoint_wrapper
     except ImportError:
-        raise UserError("model.checkpointing=fairscale needs fairscale: pip install fairscale, or choose torch") from None
+        raise UserError(
+            "model.checkpointing=fairscale needs fairscale: pip install fairscale, or choose torch"
+        ) from None
     checkpoint_wrapper(module, offload_to_cpu=offload)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +29,7 @@ def init(timeout: timedelta = TIMEOUT) -> None:
     """
     if dist.is_initialized():
         return
+    _quieten_deepspeed()
     _single_process_environment()
     # 1. DeepSpeed compiles a shared-memory all-reduce for inference when a CPU group starts: a minute, of no use to
     #    training, and a build that is killed half-way leaves a lock on which every later job waits for ever.
@@ -63,6 +67,12 @@ def _single_process_environment() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _quieten_deepspeed() -> None:
+    """Its settings are in the run folder, and the deprecated calls it makes are not the user's to mend."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def shut_down() -> None:
@@ -114,6 +124,20 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(work: Callable[[], Any]) -> Any:
+    """What ``work`` returns on rank 0, on every rank; a user's mistake there is raised on every rank. Collective."""
+    outcome: tuple[Any, UserError | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (work(), None)
+        except UserError as error:
+            outcome = (None, error)
+    value, mistake = broadcast(outcome)
+    if mistake is not None:
+        raise mistake
+    return value
 
 
 def gather(value: Any) -> list[Any]:

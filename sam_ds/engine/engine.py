@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,8 @@ from sam_ds.optim.schedule import factor
 class StepResult:
     """What one optimizer step did. Tensors are this rank's and on its device: reading one waits for the step."""
 
-    logs: dict[str, Tensor]  # scalars, "loss" among them; their mean over the ranks is a mean over objects
+    logs: dict[str, Tensor]  # scalars, "loss/total" among them; their mean over the ranks is a mean over objects
+    count: Tensor  # objects in the step, on all ranks
     grad_norm: Tensor | float  # of all ranks' averaged gradient, before clipping; inf where the step was skipped
     skipped: bool  # the loss or a gradient was not finite: no weight and no optimizer state changed, on any rank
     lr: float  # the full learning rate (no layer decay)
@@ -52,7 +52,6 @@ class Engine:
         """
         activation_checkpointing.check(recipe.model)
         distributed.init()
-        _quieten_deepspeed()
         self.recipe = recipe
         self.config = config.with_world(distributed.world_size())
         self.device = distributed.device()
@@ -79,7 +78,7 @@ class Engine:
         """(Re-)start DeepSpeed with the encoder frozen or not, from ``state`` (fp32) or fresh weights."""
         self.close()
         torch.manual_seed(self.recipe.seed)  # every rank draws the same initial weights
-        task = self._build_task(self.recipe)
+        task = self._build_task(self.recipe if state is None else _without_init(self.recipe))
         if state is not None:
             task.load_state_dict(state)
         self.frozen = frozen
@@ -150,15 +149,16 @@ class Engine:
         if self.frozen and not self.frozen_at(step):
             self.start_phase(False, self.state_dict(everywhere=True))
         lr = self._set_lr(step)
-        logs = self.accumulate_gradients(batches, step)
+        logs, count = self.accumulate_gradients(batches, step)
         grad_norm, skipped = self._step()
         self.times.mark("step")
-        return StepResult(logs, grad_norm, skipped, lr, self.loss_scale())
+        return StepResult(logs, count, grad_norm, skipped, lr, self.loss_scale())
 
-    def accumulate_gradients(self, batches: Sequence[Any], step: int) -> dict[str, Tensor]:
-        """Forward and backward of a step's micro-batches; returns the means of their logs, "loss" among them."""
+    def accumulate_gradients(self, batches: Sequence[Any], step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward of a step's micro-batches; returns their logs' means and all ranks' object count."""
         assert len(batches) == self.config.accumulation, "one batch for each accumulation step"
         inputs, normalizer = self.prepare(self.task, batches, step)
+        count = normalizer * len(inputs) * distributed.world_size()
         self.times.mark("data")
         totals: dict[str, Tensor] = {}
         for micro, x in enumerate(inputs):
@@ -169,9 +169,9 @@ class Engine:
             self.times.mark("backward")
             if micro + 1 < len(inputs):
                 self.ds.step()  # counts the micro-batch
-            for name, value in {"loss": loss, **logs}.items():
+            for name, value in {"loss/total": loss, **logs}.items():
                 totals[name] = totals.get(name, 0) + value.detach() / len(inputs)
-        return totals
+        return totals, count
 
     def prepare(self, task: nn.Module, batches: Sequence[Any], step: int) -> tuple[list[Any], Tensor]:
         """The inputs of a step's micro-batches, and the mean count of a micro-batch over all ranks.
@@ -227,6 +227,16 @@ class Engine:
         """The task's weights and buffers in fp32 on the host: on rank 0, or on all; {} elsewhere. Collective."""
         return weights.gather(self.ds, self._originals, everywhere or distributed.is_main())
 
+    def inference_model(self) -> nn.Module:
+        """A copy of the model with the weights of now, whole on every rank, in the precision it trains in. Collective.
+
+        Evaluating the copy leaves alone what ZeRO-3 has learnt of the order in which the task uses its weights.
+        """
+        task = self._build_task(_without_init(self.recipe))
+        task.load_state_dict(self.state_dict(everywhere=True))
+        weights.cast_parameters(task, self.config.precision)
+        return task.model.to(self.device).eval()
+
     def full_state_dict(self) -> dict[str, Tensor]:
         """The model's own weights, under its own names (without the task's ``model.``), as ``state_dict``."""
         return self.split_state(self.state_dict())[0]
@@ -249,10 +259,9 @@ class Engine:
             self._ds = None
 
 
-def _quieten_deepspeed() -> None:
-    """Its settings are in the run folder, and the deprecated calls it makes are not the user's to mend."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+def _without_init(recipe: Recipe) -> Recipe:
+    """The recipe of a task whose weights are about to be replaced: there is no file to read."""
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init=""))
 
 
 def _gather_as_one(task: nn.Module, classes: list[type[nn.Module]]) -> None:

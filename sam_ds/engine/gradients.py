@@ -18,11 +18,10 @@ from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
-from sam_ds.engine.weights import gathered_gradient
+from sam_ds.engine.weights import cast_parameters, gathered_gradient
 
 # Sums in another order differ by some tens of roundings: 6e-8 each in fp32, 4e-3 in bf16, 5e-4 in fp16.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,13 @@ class GradientReport:
     @property
     def passed(self) -> bool:
         return not self.missing and all(error <= self.tolerance for error in self.errors.values())
+
+    def __str__(self) -> str:
+        width = max(len(part) for part in self.errors)
+        lines = [f"{part:<{width}}  {error:.1e}" for part, error in sorted(self.errors.items())]
+        lines += [f"{name}: no gradient on some rank" for name in self.missing]
+        verdict = "passed" if self.passed else "FAILED"
+        return "\n".join(["largest relative error of a gradient", *lines, f"{verdict} (allowed: {self.tolerance:g})"])
 
 
 def compare_gradients(
@@ -78,8 +84,7 @@ def _plain_gradients(
     """The averaged gradient of every trainable parameter, None where autograd gave none on some rank."""
     torch.manual_seed(recipe.seed)  # the same initial weights as the engine's
     task = build_task(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpointing="none")))
-    for parameter in task.parameters():  # not the buffers
-        parameter.data = parameter.data.to(engine.device, _DTYPES[engine.config.precision])
+    cast_parameters(task, engine.config.precision)
     task.to(engine.device)
     if engine.frozen:
         task.encoder.requires_grad_(False)

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
 
 
+def cast_parameters(task: nn.Module, precision: str) -> None:
+    """Parameters to a config's precision, as DeepSpeed does it: buffers stay as they are."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for parameter in task.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def float_copies(task: nn.Module, only_frozen: bool = False) -> dict[str, Tensor]:
     """fp32 copies on the host of the parameters of a task that is not yet handed to DeepSpeed."""
     return {

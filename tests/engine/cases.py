@@ -48,13 +48,19 @@ def curve(folder: Path, stage: int, accumulation: int, precision: str = "fp32") 
     """Losses and gradient norms of a few steps, and the names of the weights."""
     engine = Engine(toy.ToyTask, toy.recipe(drop_path=0.3), toy.config(stage, precision, accumulation))
     results = steps(engine, 0, 4, accumulation)
-    losses = [distributed.mean_logs(r.logs)["loss"] for r in results]
+    losses = [distributed.mean_logs(r.logs)["loss/total"] for r in results]
     state = full(engine)
     names = sorted(engine.split_state(state)[0])
     buffer = str(engine.task.model.mask_decoder.gaussian.dtype)
     engine.close()
     sums = {name: float(value.double().abs().sum()) for name, value in state.items()}
-    return {"losses": losses, "norms": [float(r.grad_norm) for r in results], "sums": sums, "names": names, "buffer": buffer}
+    return {
+        "losses": losses,
+        "norms": [float(r.grad_norm) for r in results],
+        "sums": sums,
+        "names": names,
+        "buffer": buffer,
+    }
 
 
 class NanLoss(toy.ToyTask):

@@ -11,7 +11,12 @@ import pytest
 from tests.engine import cases, ranks
 
 STAGES = (0, 1, 2, 3)
-MODES = {"none": ("none", False), "torch": ("torch", False), "fairscale": ("fairscale", False), "offload": ("fairscale", True)}
+MODES = {
+    "none": ("none", False),
+    "torch": ("torch", False),
+    "fairscale": ("fairscale", False),
+    "offload": ("fairscale", True),
+}
 PARITY = {
     f"parity_{stage}_{accumulation}_{mode}": partial(
         cases.parity, stage=stage, accumulation=accumulation, mode=MODES[mode][0], offload=MODES[mode][1]
@@ -56,7 +61,9 @@ FROZEN = {
     for precision in ("fp32", "bf16")
 }
 CURVES = {f"curve_{stage}": partial(cases.curve, stage=stage, accumulation=1) for stage in STAGES}
-CURVES |= {f"curve_{stage}_bf16": partial(cases.curve, stage=stage, accumulation=1, precision="bf16") for stage in STAGES}
+CURVES |= {
+    f"curve_{stage}_bf16": partial(cases.curve, stage=stage, accumulation=1, precision="bf16") for stage in STAGES
+}
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +124,7 @@ def test_16_bits_leave_buffers_and_names_alone(two_ranks: dict[str, list[Any]], 
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_two_ranks_train_like_one(
-    one_rank: dict[str, list[Any]], two_ranks: dict[str, list[Any]], stage: int
-) -> None:
+def test_two_ranks_train_like_one(one_rank: dict[str, list[Any]], two_ranks: dict[str, list[Any]], stage: int) -> None:
     """The same global batches, dropped paths and normaliser; sums in another order."""
     one, two = (ranks.value(results, f"curve_{stage}")[0] for results in (one_rank, two_ranks))
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-5)

@@ -117,7 +117,7 @@ class ToyTask(nn.Module):
 
     def layer_of(self, name: str) -> int | None:
         if "blocks" in name:
-            return int(name.split("blocks.")[1].split(".")[0]) + 1
+            return int(name.split("blocks.")[1].split(".", maxsplit=1)[0]) + 1
         return 0 if "pos_embed" in name else None
 
     def prepare(self, batch: ToyBatch, step: int) -> ToyInputs:

@@ -64,7 +64,9 @@ def _check_shapes(engine: Engine, manifest: Manifest, folder: Path) -> None:
     for name in sorted(manifest.shapes.keys() | engine.shapes.keys()):
         saved, own = manifest.shapes.get(name), engine.shapes.get(name)
         if saved != own:
-            raise UserError(f"{folder} is of another model: {name} is {saved or 'absent'} there and {own or 'absent'} here")
+            raise UserError(
+                f"{folder} is of another model: {name} is {saved or 'absent'} there and {own or 'absent'} here"
+            )
 
 
 def _check_layout(engine: Engine, manifest: Manifest, folder: Path) -> None:

@@ -1,0 +1,87 @@
+"""``sam-ds train``: train a recipe, or go on with a training."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+_EXAMPLE = """examples:
+  sam-ds train --recipe tiny --data .cache/synthetic
+  sam-ds train --recipe tiny --data photos --output runs/photos --set optim.lr=1e-3 --set train.steps=2000
+  deepspeed --hostfile hostfiles/a100x256.hostfile --module sam_ds train --recipe sam_vit_h \\
+      --deepspeed_config ds_configs/zero2_a100x256.json --data /data/sa1b --output runs/sam_vit_h
+"""
+DEFAULT_CONFIG = "zero2_local.json"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a recipe",
+        description="Train a recipe on a set of pictures: on the ranks of the deepspeed launcher, else in one process.",
+        epilog=_EXAMPLE,
+    )
+    add_run_options(parser)
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="pictures with masks; see sam-ds data --help")
+    parser.add_argument("--val", metavar="FOLDER", help="pictures to evaluate on (default: a part of --data)")
+    parser.add_argument("--output", metavar="FOLDER", help="the run folder (default: runs/<recipe>)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest checkpoint in the run folder if there is one (auto, the default), "
+        "start anew (never), or go on from this checkpoint or run folder",
+    )
+    parser.set_defaults(run=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is trained, and how."""
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="see sam-ds recipes; or a recipe.json")
+    parser.add_argument("--deepspeed_config", metavar="JSON", help=f"how it is spread (default: {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the recipe"
+    )
+
+
+def read_run_options(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The recipe and the DeepSpeed config that the options name. Raises UserError."""
+    from sam_ds import recipes
+    from sam_ds.config import deepspeed, overrides
+    from sam_ds.engine import distributed
+
+    recipe = overrides.apply(recipes.get(args.recipe), args.set)
+    if args.deepspeed_config:
+        config = deepspeed.load(args.deepspeed_config)
+        config.check_world(distributed.world_size())
+        return recipe, config
+    config = deepspeed.load(DEFAULT_CONFIG)
+    # The default is made for two ranks: keep its batch on any number of them.
+    batch = config.raw["train_batch_size"]
+    share = config.micro_batch * distributed.world_size()
+    return recipe, dataclasses.replace(config, accumulation=batch // share) if batch % share == 0 else config
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(format="%(message)s")
+    recipe, config = read_run_options(args)
+    from sam_ds.engine import distributed
+    from sam_ds.training.loop import train
+    from sam_ds.training.run import open_run
+
+    output = Path(args.output or f"runs/{recipe.name}")
+    try:
+        training = open_run(recipe, config, args.data, args.val, output, args.resume)
+        finished = False
+        try:
+            train(training)
+            finished = True
+        finally:
+            training.close(failed=not finished)
+        training.progress.say(f"all of it is in {output}")
+    finally:
+        distributed.shut_down()
+    return 0

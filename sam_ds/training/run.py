@@ -1,0 +1,115 @@
+"""One training put together: task, data, engine, tracker and folder, and what the loop asks of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam_ds.config import recipe_file
+from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.schema import Recipe
+from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine.engine import Engine
+from sam_ds.tracking.environment import environment
+from sam_ds.tracking.tracker import Tracker, open_tracker
+from sam_ds.training import tasks
+from sam_ds.training.evaluations import Evaluations
+from sam_ds.training.meters import StepMeter
+from sam_ds.training.progress import Progress
+from sam_ds.training.state import RunFolder, TrainState
+
+
+@dataclass(frozen=True)
+class Run:
+    recipe: Recipe
+    folder: RunFolder
+    kit: tasks.Kit
+    engine: Engine
+    loader: tasks.Loader
+    tracker: Tracker
+    meter: StepMeter
+    evaluations: Evaluations
+    progress: Progress
+    state: TrainState  # where it starts
+
+    def log(self, state: TrainState) -> None:
+        """Report the means of the steps since the last report. Collective, and waits for the device."""
+        values = self.meter.read() | {"skipped_steps": float(state.skipped), "pictures": float(state.pictures)}
+        self.tracker.metrics(state.step, values)
+        shown = {"loss": "loss/total", "lr": "lr", "norm": "grad_norm", "pictures/s": "throughput/images_per_s"}
+        self.progress.show({short: values[name] for short, name in shown.items() if name in values})
+
+    def evaluate(self, state: TrainState) -> float:
+        """Measure the weights of now, once; returns the score. Collective."""
+        score = self.evaluations.measure(self.engine, state.step, self.progress.say)
+        self.meter.restart()
+        return score
+
+    def save(self, state: TrainState, score: float | None) -> None:
+        """Write a checkpoint and delete those that are not to be kept. Collective."""
+        path = checkpoint.save(self.engine, self.folder.checkpoints, state.step, score, state.progress())
+        if distributed.is_main():
+            train = self.recipe.train
+            checkpoint.prune(self.folder.checkpoints, train.keep_last, train.keep_best)
+        self.progress.say(f"saved {path}")
+        distributed.barrier()
+        self.meter.restart()
+
+    def close(self, failed: bool = False) -> None:
+        self.tracker.close(failed)
+        self.engine.close()
+
+
+def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None, output: Path, resume: str) -> Run:
+    """Put a training together, from a checkpoint if ``resume`` (auto, never or a path) leads to one. Collective.
+
+    Everything that a user can get wrong is looked at before the model is built.
+
+    Raises:
+        UserError: it cannot start so.
+    """
+    kit = tasks.kit(recipe.task)
+    distributed.init()
+    config = config.with_world(distributed.world_size())
+    folder = RunFolder(output)
+    source = distributed.on_main(lambda: folder.checkpoint_for(resume))
+    distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
+    if not distributed.is_main():
+        kit.open_data(data, val)  # … and the others find it
+    loader = kit.train_loader(recipe, config, folder.quarantine)
+    engine = Engine(kit.build, recipe, config)
+    state = _restore(engine, source)
+    tracker = _start_folder(folder, recipe, engine, state if source else None)
+    main = distributed.is_main()
+    return Run(
+        recipe=recipe,
+        folder=folder,
+        kit=kit,
+        engine=engine,
+        loader=loader,
+        tracker=tracker,
+        meter=StepMeter(engine, kit.rounds(recipe)),
+        evaluations=Evaluations(recipe, kit, folder, tracker),
+        progress=Progress(recipe.train.steps, state.step, enabled=main),
+        state=state,
+    )
+
+
+def _restore(engine: Engine, source: Path | None) -> TrainState:
+    if source is None:
+        return TrainState()
+    manifest = checkpoint.load(engine, source)
+    return dataclasses.replace(TrainState(**manifest.progress), step=manifest.step)
+
+
+def _start_folder(folder: RunFolder, recipe: Recipe, engine: Engine, resumed: TrainState | None) -> Tracker:
+    main = distributed.is_main()
+    settings: dict[str, Any] = engine.effective_config()
+    machine = environment() if main else {}
+    if main:
+        folder.create(recipe, settings, machine)
+    distributed.barrier()
+    params = {"recipe": recipe_file.to_dict(recipe), "deepspeed": settings, "environment": machine}
+    return open_tracker(folder.path, recipe, params, resumed.step if resumed else None, main)

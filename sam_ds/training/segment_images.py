@@ -1,0 +1,119 @@
+"""What the trainer needs for ``SegmentImages``: its data, its evaluation, its baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.schema import Recipe
+from sam_ds.data.index import Index, open_index, open_splits
+from sam_ds.data.loader import EvalLoader, TrainLoader
+from sam_ds.engine import distributed
+from sam_ds.evaluation import interactive, metrics
+from sam_ds.evaluation.baseline import DiscBaseline, mean_area_fraction
+from sam_ds.evaluation.pictures import Gallery
+from sam_ds.modeling.presets import PRESETS
+from sam_ds.tasks.segment_images import SegmentImages
+from sam_ds.types import MaskRuns, SegmentBatch
+
+_AREA_PICTURES = 100  # training pictures that the discs' mean area is measured on
+
+
+class SegmentImagesKit:
+    """Promptable segmentation on SA-1B's format."""
+
+    def __init__(self) -> None:
+        self._splits: tuple[Index, Index] | None = None
+
+    @property
+    def splits(self) -> tuple[Index, Index]:
+        assert self._splits is not None, "open_data comes first"
+        return self._splits
+
+    def score(self, recipe: Recipe, results: dict[str, float]) -> float:
+        """What the best checkpoint is chosen by: mIoU at the last number of clicks, or of the box."""
+        return results[f"miou@{max(recipe.eval.clicks)}" if recipe.eval.clicks else "miou@box"]
+
+    def build(self, recipe: Recipe) -> nn.Module:
+        return SegmentImages(recipe)
+
+    def open_data(self, data: str, val: str | None) -> None:
+        """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
+        self._splits = (open_index(data), open_index(val)) if val else open_splits(data)
+
+    def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainLoader:
+        return TrainLoader(
+            self.splits[0],
+            recipe.data,
+            PRESETS[recipe.model.preset].image_size,
+            recipe.seed,
+            config.micro_batch,
+            config.accumulation,
+            distributed.rank(),
+            distributed.world_size(),
+            quarantine,
+        )
+
+    def rounds(self, recipe: Recipe) -> int:
+        return recipe.prompts.rounds
+
+    def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
+        """A disc of the training masks' mean area at the click, by both rules for more clicks."""
+        sampled = dataclasses.replace(recipe.eval, max_pictures=_AREA_PICTURES, max_masks=0)
+        side = PRESETS[recipe.model.preset].image_size
+        area = mean_area_fraction(EvalLoader(self.splits[0], recipe.data, side, sampled, rank=0, world=1))
+        discs = {"disc": DiscBaseline(area), "disc, nearest": DiscBaseline(area, nearest=True)}
+        return {title: self._measure(disc, recipe, device, None) for title, disc in discs.items()}
+
+    def evaluate(
+        self, model: nn.Module, recipe: Recipe, device: torch.device, pictures: Path
+    ) -> tuple[dict[str, float], list[Path]]:
+        gallery = Gallery(pictures, recipe.eval.pictures if distributed.is_main() else 0)
+        return self._measure(model, recipe, device, gallery), gallery.paths
+
+    def _measure(
+        self, predictor: interactive.Predictor, recipe: Recipe, device: torch.device, gallery: Gallery | None
+    ) -> dict[str, float]:
+        side = PRESETS[recipe.model.preset].image_size
+        rank, world = distributed.rank(), distributed.world_size()
+        loader = EvalLoader(self.splits[1], recipe.data, side, recipe.eval, rank, world)
+        sums = interactive.evaluate(predictor, loader, recipe.eval, device, watcher=gallery)
+        total = distributed.all_reduce_sum(sums.to_tensor().to(device))
+        return sums.from_tensor(total).metrics()
+
+    def table(self, results: dict[str, dict[str, float]]) -> str:
+        return metrics.table(results)
+
+    def example(self, recipe: Recipe, place: int) -> SegmentBatch:
+        """A picture of noise with two rectangles."""
+        side = PRESETS[recipe.model.preset].image_size
+        generator = torch.Generator().manual_seed(place)
+        images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator)
+        top, left = (int(torch.randint(1, side // 4, (), generator=generator)) for _ in range(2))
+        rectangles = [(top, left, side // 2, side // 3), (side // 2, top, side // 4, side // 3)]
+        runs = [_rectangle(side, *rectangle) for rectangle in rectangles]
+        return SegmentBatch(
+            images=images,
+            valid_sizes=torch.tensor([[side, side]], dtype=torch.int32),
+            to_source=torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]),
+            runs=MaskRuns(
+                ends=torch.cat(runs),
+                offsets=torch.tensor([0, len(runs[0]), len(runs[0]) + len(runs[1])]),
+                sizes=torch.tensor([[side, side]] * 2, dtype=torch.int32),
+            ),
+            picture=torch.zeros(2, dtype=torch.int64),
+            mask_ids=torch.arange(2),
+            sample_ids=torch.tensor([place]),
+            positions=torch.tensor([place]),
+        )
+
+
+def _rectangle(side: int, top: int, left: int, height: int, width: int) -> torch.Tensor:
+    """int32 [R]: run ends of a rectangle, column after column."""
+    columns = torch.arange(left, left + width)[:, None] * side  # [width, 1]
+    ends = (columns + torch.tensor([top, top + height])).flatten()
+    return torch.cat([ends, torch.tensor([side * side])]).int()

@@ -1,0 +1,73 @@
+"""The tasks that can be trained: for each name of ``recipe.task``, how to build it, feed it and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.errors import UserError, nearest
+from sam_ds.config.schema import Recipe
+from sam_ds.training.segment_images import SegmentImagesKit
+
+
+class Loader(Protocol):
+    """An endless stream of batches."""
+
+    def steps(self, start: int) -> Iterator[list[Any]]: ...
+
+
+class Kit(Protocol):
+    """What the trainer needs for one task."""
+
+    def score(self, recipe: Recipe, results: dict[str, float]) -> float:
+        """The number, higher is better, that the best checkpoint is chosen by."""
+        ...
+
+    def build(self, recipe: Recipe) -> nn.Module:
+        """The task."""
+        ...
+
+    def open_data(self, data: str, val: str | None) -> None:
+        """Open the pictures to train on and to evaluate on. Raises UserError if there are none."""
+        ...
+
+    def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> Loader:
+        """This rank's part of the stream."""
+        ...
+
+    def rounds(self, recipe: Recipe) -> int:
+        """How often an object is decoded in a step."""
+        ...
+
+    def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
+        """Metrics of what a model must beat, by title. Collective."""
+        ...
+
+    def evaluate(
+        self, model: nn.Module, recipe: Recipe, device: torch.device, pictures: Path
+    ) -> tuple[dict[str, float], list[Path]]:
+        """Metrics of a model over all ranks, and the pictures that this rank drew. Collective."""
+        ...
+
+    def table(self, results: dict[str, dict[str, float]]) -> str:
+        """Metrics side by side, for people."""
+        ...
+
+    def example(self, recipe: Recipe, place: int) -> Any:
+        """A batch of one drawn picture, the same for the same ``place``: enough to compare gradients on."""
+        ...
+
+
+TASKS: dict[str, type[Kit]] = {"segment_images": SegmentImagesKit}
+
+
+def kit(name: str) -> Kit:
+    """Raises UserError for a task that does not exist."""
+    if name not in TASKS:
+        raise UserError(f"task={name!r} is not known; {nearest(name, TASKS)}")
+    return TASKS[name]()
