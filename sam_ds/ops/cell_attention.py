@@ -1,11 +1,12 @@
 """Attention between a few tokens and the many cells of a picture, with the projections moved to the tokens.
 
 The mask decoder's two cross-attentions, after the algebra in ``modeling.sam.two_way_transformer``: M = heads * T
-rows of queries, keys or values stand against N cells, M is a few dozen and N thousands. Both take the cells twice,
-as they are and with their positions added, ``placed = cells + positions``.
+rows of queries, keys or values stand against N cells, M is a few dozen and N thousands. Both use the cells twice,
+as they are and with their positions added.
 
-Left to autograd, each use of the cells makes a gradient of the size of all cells, and the sums of these cost more
-than the products. Here the gradients of both uses go into one tensor as they are made.
+Memory traffic over [O, N, D] is what costs, so the fused forms make as few tensors of that size as can be: the
+positions are a product of their own (x . (c + p) = x . c + x . p) and never added to the cells, and the gradients
+of both uses of the cells go into one tensor, where autograd would make one each and add them.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def update_cells(
 class _GatherCells(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, cells: Tensor, positions: Tensor) -> Tensor:
-        shares = (queries @ (cells + positions).transpose(1, 2)).softmax(-1)  # [O, M, N]
+        scores = (queries @ positions.t()).baddbmm_(queries, cells.transpose(1, 2))  # [O, M, N]
+        shares = scores.softmax(-1)
         ctx.save_for_backward(queries, cells, positions, shares)
         return shares @ cells
 
@@ -80,7 +82,6 @@ class _GatherCells(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         queries, cells, positions, shares = ctx.saved_tensors
         d_scores = _softmax_backward(grad @ cells.transpose(1, 2), shares, -1)
-        # d_scores @ (cells + positions), but the second product is far cheaper than that sum of all objects' cells.
         d_queries = d_scores @ cells + d_scores @ positions
         d_cells = shares.transpose(1, 2) @ grad
         d_cells.baddbmm_(d_scores.transpose(1, 2), queries)
@@ -92,7 +93,8 @@ class _UpdateCells(torch.autograd.Function):
     def forward(
         ctx: Any, cells: Tensor, positions: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_heads: int
     ) -> Tensor:
-        scores = torch.baddbmm(bias, keys, (cells + positions).transpose(1, 2))
+        scores = torch.addmm(bias.flatten(0, 1), keys.flatten(0, 1), positions.t()).view(*keys.shape[:2], -1)
+        scores.baddbmm_(keys, cells.transpose(1, 2))  # [O, M, N]
         shares = scores.unflatten(1, (num_heads, -1)).softmax(2)  # [O, heads, T, N]
         ctx.save_for_backward(cells, positions, keys, values, shares)
         return torch.baddbmm(cells, shares.flatten(1, 2).transpose(1, 2), values)

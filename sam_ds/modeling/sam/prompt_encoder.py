@@ -113,9 +113,10 @@ class PromptEncoder(nn.Module):
         x = conv1.weight.flatten(1) @ x.reshape(-1, 4, 4 * g * g) + conv1.bias[:, None]
         x = gelu(norm1.channels_first(x)).view(len(x), -1, g * g)  # [O, mask_channels / 4 * 4, g * g]
         x = conv2.weight.flatten(1) @ x + conv2.bias[:, None]
-        x = torch.where(chosen, gelu(norm2.channels_first(x)), 0.0)  # [O, mask_channels, g * g]
-        # The last bias is a row of ones against it, or against no_mask_embed: one product, no pass to add it.
+        x = gelu(norm2.channels_first(x))  # [O, mask_channels, g * g]
+        # The last bias is a row of ones against it: one product and no pass to add it. Each object has weights of
+        # its own, zeros and no_mask_embed where there is no mask.
+        weight = torch.where(chosen, conv3.weight.flatten(1).t(), 0.0)  # [O, mask_channels, dim]
         bias = torch.where(chosen, conv3.bias, self.no_mask_embed.weight)  # [O, 1, dim]
-        weight = conv3.weight.flatten(1).t().expand(len(x), -1, -1)  # [O, mask_channels, dim]
         rows = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         return rows.transpose(1, 2) @ torch.cat([weight, bias], dim=1).to(rows.dtype)
