@@ -235,11 +235,11 @@ def _quality(title: str, logits: Tensor, best: int, source: SourceMask, view: So
     if predicted is not None:
         box = box.joined(predicted)
     box = box.grown(1, source.size)  # a rim, so that the box's edge is not taken for more of the same
-    masks, truth = view.cut(logits, box), source.cut(box)
-    ious = iou(masks, truth)
-    values = {f"miou@{title}": float(ious[best]), f"boundary_f1@{title}": boundary_f1(masks[best], truth, source.size)}
+    masks, truth = view.cut(logits, box).numpy(), source.cut(box).numpy()
+    ious = [iou(mask, truth) for mask in masks]
+    values = {f"miou@{title}": ious[best], f"boundary_f1@{title}": boundary_f1(masks[best], truth, source.size)}
     if title == "1":
-        values["miou@1/oracle"] = float(ious.max())
+        values["miou@1/oracle"] = max(ious)
     return values
 
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sam_ds.config.errors import UserError
@@ -18,40 +20,56 @@ from sam_ds.ops.distance_transform import distance_transform
 BOUNDARY_TOLERANCE = 0.008
 
 
-def iou(prediction: Tensor, truth: Tensor) -> Tensor:
-    """float32 [C], intersection over union of masks bool [C, H, W] and one truth bool [H, W]; 1 if both are empty."""
-    shared = (prediction & truth).sum((1, 2))
-    union = (prediction | truth).sum((1, 2))
-    return torch.where(union > 0, shared / union.clamp(min=1), 1.0)
+Mask = NDArray[np.bool_]
 
 
-def boundary_f1(prediction: Tensor, truth: Tensor, size: tuple[int, int]) -> float:
+def iou(prediction: Mask, truth: Mask) -> float:
+    """Intersection over union of two masks [H, W]; 1 if both are empty."""
+    shared = np.count_nonzero(prediction & truth)
+    union = np.count_nonzero(prediction) + np.count_nonzero(truth) - shared
+    return shared / union if union else 1.0
+
+
+def boundary_f1(prediction: Mask, truth: Mask, size: tuple[int, int]) -> float:
     """F1 of two masks' boundaries: precision and recall of boundary pixels with a partner within the tolerance.
 
     Args:
-        prediction, truth: bool [H, W], the same part of a picture; what lies beyond it counts as more of the same,
+        prediction, truth: [H, W], the same part of a picture; what lies beyond it counts as more of the same,
             so the edge of a picture is no boundary (as in DAVIS).
         size: height and width of the whole picture, of which the tolerance is a part.
     """
     tolerance = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*size))
-    edges = torch.stack([_boundary(prediction), _boundary(truth)])
-    count = edges.sum((1, 2))
-    if not count.all():
-        return float(count[0] == count[1])
-    near = distance_transform(~edges, border=False) <= tolerance**2
-    precision = (edges[0] & near[1]).sum() / count[0]
-    recall = (edges[1] & near[0]).sum() / count[1]
-    return float(2 * precision * recall / (precision + recall).clamp(min=1e-12))
+    found, wanted = _boundary(prediction), _boundary(truth)
+    num_found, num_wanted = np.count_nonzero(found), np.count_nonzero(wanted)
+    if not num_found or not num_wanted:
+        return float(num_found == num_wanted)
+    # No pair can lie outside of the true boundary's box and its surroundings: distances are needed there only.
+    window = _around(wanted, tolerance)
+    edges = np.stack([found[window], wanted[window]])
+    near = distance_transform(torch.from_numpy(~edges), border=False).numpy() <= tolerance**2
+    precision = np.count_nonzero(edges[0] & near[1]) / num_found
+    recall = np.count_nonzero(edges[1] & near[0]) / num_wanted
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _boundary(mask: Tensor) -> Tensor:
+def _boundary(mask: Mask) -> Mask:
     """The mask's pixels with an unset one above, below, left or right."""
-    inner = mask.clone()
+    inner = mask.copy()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]
     inner[:, 1:] &= mask[:, :-1]
     inner[:, :-1] &= mask[:, 1:]
-    return mask & ~inner
+    boundary: Mask = mask & ~inner
+    return boundary
+
+
+def _around(mask: Mask, margin: int) -> tuple[slice, slice]:
+    """The rows and columns of a mask that is not empty, and ``margin`` more on every side."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (
+        slice(max(rows[0] - margin, 0), rows[-1] + margin + 1),
+        slice(max(columns[0] - margin, 0), columns[-1] + margin + 1),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sam_ds.evaluation.interactive import Panel
 from sam_ds.evaluation.metrics import iou
+from sam_ds.evaluation.predict import PredictedMask, Prompt
 from sam_ds.evaluation.source import mask_areas
 from sam_ds.types import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT, SegmentBatch
 
@@ -58,7 +60,7 @@ class Gallery:
         for title in titles:
             panel = panels[title]
             answer = panel.mask[:height, :width]
-            quality = float(iou(answer[None], truth))
+            quality = iou(answer.numpy(), truth.numpy())
             name = "box" if title == "box" else f"{title} click" + "s" * (title != "1")
             drawn.append(overlay(image, answer, truth, panel.points, panel.labels, f"{name}: IoU {quality:.2f}"))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,14 @@ def overlay(
     titled.paste(picture, (0, _TITLE))
     ImageDraw.Draw(titled).text((2, 2), title, fill="black")
     return titled
+
+
+def draw_prediction(image: NDArray[np.uint8], answer: PredictedMask, prompt: Prompt) -> Image.Image:
+    """A picture uint8 [H, W, 3] with the mask found in it and the prompt that asked for it."""
+    corners = [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
+    points = torch.tensor([*prompt.points, *corners])
+    labels = torch.tensor([*prompt.labels, *[TOP_LEFT, BOTTOM_RIGHT][: len(corners)]])
+    return overlay(image, answer.mask, None, points, labels)
 
 
 def _outline(mask: NDArray[np.bool_], thick: int) -> NDArray[np.bool_]:

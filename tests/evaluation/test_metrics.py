@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import EvalConfig
-from sam_ds.evaluation.metrics import EvalSums, boundary_f1, iou, table
+from sam_ds.evaluation.metrics import EvalSums, _boundary, boundary_f1, iou, table
 
 
-def square(x0: int, x1: int) -> torch.Tensor:
-    mask = torch.zeros(100, 100, dtype=torch.bool)
+def square(x0: int, x1: int) -> np.ndarray:
+    mask = np.zeros((100, 100), bool)
     mask[20:40, x0:x1] = True
     return mask
 
 
 def test_iou() -> None:
-    empty = torch.zeros(100, 100, dtype=torch.bool)
-    found = iou(torch.stack([square(10, 30), square(20, 40), empty]), square(10, 30))
-    torch.testing.assert_close(found, torch.tensor([1.0, 1 / 3, 0.0]))
-    assert iou(empty[None], empty).item() == 1.0
+    empty = np.zeros((100, 100), bool)
+    assert iou(square(10, 30), square(10, 30)) == 1.0
+    assert iou(square(20, 40), square(10, 30)) == pytest.approx(1 / 3)
+    assert iou(empty, square(10, 30)) == 0.0
+    assert iou(empty, empty) == 1.0
 
 
 def test_boundary_f1_forgives_what_is_within_the_tolerance() -> None:
@@ -32,18 +33,29 @@ def test_boundary_f1_forgives_what_is_within_the_tolerance() -> None:
 
 
 def test_boundary_f1_by_hand() -> None:
-    truth = torch.zeros(20, 20, dtype=torch.bool)
+    truth = np.zeros((20, 20), bool)
     truth[5, 2:12] = True  # 10 pixels, all of them boundary
-    prediction = torch.zeros_like(truth)
+    prediction = np.zeros_like(truth)
     prediction[5, 2:6] = True
     # All 4 predicted pixels are right; of the true ones the 4 and one more are within the tolerance of 1 pixel.
     assert boundary_f1(prediction, truth, (20, 20)) == pytest.approx(2 * 1.0 * 0.5 / 1.5)
 
 
+def test_boundary_f1_is_that_of_all_pairs() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        masks = generator.random((2, 30, 40)) < 0.1
+        edges = [np.argwhere(_boundary(mask)) for mask in masks]
+        distances = np.hypot(*(edges[0][:, None] - edges[1][None]).transpose(2, 0, 1))
+        precision, recall = (distances.min(1) <= 1).mean(), (distances.min(0) <= 1).mean()
+        expected = 2 * precision * recall / (precision + recall)
+        assert boundary_f1(masks[0], masks[1], (30, 40)) == pytest.approx(expected)
+
+
 def test_boundary_f1_without_a_boundary() -> None:
-    empty, full = torch.zeros(9, 9, dtype=torch.bool), torch.ones(9, 9, dtype=torch.bool)
+    empty, full = np.zeros((9, 9), bool), np.ones((9, 9), bool)
     assert boundary_f1(empty, full, (9, 9)) == 1.0  # neither has one: the edge of a picture is none
-    half = empty.clone()
+    half = empty.copy()
     half[:4] = True
     assert boundary_f1(empty, half, (9, 9)) == 0.0
 

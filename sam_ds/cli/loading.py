@@ -1,0 +1,91 @@
+"""A trained model by the path a user gives: what ``eval`` and ``predict`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sam_ds.cli.export import find_weights
+from sam_ds.config.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sam_ds.config.schema import Recipe
+    from sam_ds.modeling.sam import Sam
+
+MANIFEST = "complete.json"  # of engine.checkpoint, whose package imports DeepSpeed: not needed to look at a model
+
+
+class Loaded(NamedTuple):
+    model: Sam
+    recipe: Recipe
+    weights: Path
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model a file of weights belongs to, and where it runs."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--recipe", help="for a file of weights: the recipe it was trained with")
+    which.add_argument("--preset", help="for a file of weights: the size of the model, such as vit_b")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+
+
+def load_model(source: Path, recipe: str | None, preset: str | None, settings: Sequence[str]) -> Loaded:
+    """A model with the weights of a checkpoint, of a run's newest one, or of a .pth or .safetensors file.
+
+    Raises:
+        UserError: there are no such weights, they are another model's, or nothing says which model they are.
+    """
+    from sam_ds import recipes
+    from sam_ds.config import overrides
+    from sam_ds.config.schema import ModelConfig, Recipe
+    from sam_ds.modeling.convert import load_weights
+    from sam_ds.modeling.presets import build_sam
+
+    if source.is_dir():
+        weights = find_weights(source)
+        found = _recipe_of(weights.parent / MANIFEST)
+    elif not source.exists():
+        raise UserError(f"there is nothing at {source}: give a run folder, a checkpoint or a file of weights")
+    elif recipe:
+        found, weights = recipes.get(recipe), source
+    elif preset:
+        found, weights = Recipe(preset, model=ModelConfig(preset=preset)), source
+    else:
+        raise UserError(f"{source} holds weights only: say which model they are with --recipe NAME or --preset vit_b")
+    found = overrides.apply(found, settings)
+    model = build_sam(replace(found.model, init=""))
+    load_weights(model, weights)
+    return Loaded(model, found, weights)
+
+
+def _recipe_of(manifest: Path) -> Recipe:
+    """The recipe a checkpoint was trained with."""
+    from sam_ds.config import recipe_file
+
+    try:
+        values = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{manifest} cannot be read ({error}); give another checkpoint, or its weights file") from None
+    return recipe_file.from_dict(values, str(manifest))
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises UserError if this machine has no such device."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = (str(error).splitlines() or ["not available"])[0]
+        raise UserError(f"--device {name}: {reason}") from None
+    return device
