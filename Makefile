@@ -31,16 +31,13 @@ SET ?=
 export DS_ACCELERATOR ?= cpu
 # Two ranks with more threads than cores wait for each other at every step.
 export OMP_NUM_THREADS ?= 1
-# DeepSpeed compiles a shared-memory op for CPUs. In a folder of its own no other job's lock can hang us.
+# Where DeepSpeed compiles its optimizers. In a folder of its own no other job's lock can hang us.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
-# ninja, which compiles it, comes from pip.
+# ninja, which compiles them, comes from pip.
 WITH_PATH = PATH="$(CURDIR)/$(BIN):$$PATH"
 FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-BUILD_SHM_OP = from deepspeed.accelerator import get_accelerator; \
-	get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
-
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
-UNLOCK = find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
+UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
 .PHONY: help train test lint bench clean
 
@@ -89,12 +86,9 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Nobody else compiles here now, so every lock is a left-over.
 $(VENV)/.installed: setup.py constraints.txt | $(VENV)/.created
 	@echo "Installing into $(VENV): a few minutes the first time."
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[fast]'
-	rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
-	DS_ACCELERATOR=cpu $(WITH_PATH) python -c '$(BUILD_SHM_OP)'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
