@@ -57,14 +57,14 @@ def parse(segmentations: Sequence[dict[str, Any]], size: tuple[int, int]) -> tup
             raise BadRunsError(number, f"is for a picture of {list(segmentation['size'])}, not {list(size)}")
     counts = [segmentation["counts"] for segmentation in segmentations]
     if all(isinstance(c, str) for c in counts):
-        return _parse_strings([c.encode("ascii", "replace") for c in counts], size[0] * size[1])
+        return _parse_strings([c.encode("utf-8", "surrogatepass") for c in counts], size[0] * size[1])
     return _join([_parse_one(number, c, size[0] * size[1]) for number, c in enumerate(counts)])
 
 
 def _parse_one(number: int, counts: Any, pixels: int) -> Ends:
     """One mask without a loop over its runs: for lists, and for a machine without numba."""
     if isinstance(counts, str):
-        counts = counts.encode("ascii", "replace")
+        counts = counts.encode("utf-8", "surrogatepass")
     lengths, fault = _string_lengths(counts) if isinstance(counts, bytes) else _list_lengths(counts)
     if not fault and (lengths < 0).any():
         fault = 3
@@ -94,15 +94,17 @@ def _string_lengths(string: bytes) -> tuple[npt.NDArray[np.int64], int]:
     """Run lengths, and the kind of the first fault or 0."""
     code = np.frombuffer(string, np.uint8).astype(np.int64) - 48
     none = np.zeros(0, np.int64)
+    if not code.size:
+        return none, 4
     if ((code < 0) | (code > 63)).any():
         return none, 1
     last = (code & 32) == 0  # of its number
-    if code.size and not last[-1]:
+    if not last[-1]:
         return none, 2
     stops = np.flatnonzero(last) + 1
     starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
     group = np.arange(code.size) - np.repeat(starts, stops - starts)
-    if not code.size or (group > 6).any():
+    if (group > 6).any():
         return none, 4
     lengths = np.add.reduceat((code & 31) << (5 * group), starts)
     negative = (code[stops - 1] & 16) != 0

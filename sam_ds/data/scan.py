@@ -140,7 +140,7 @@ def _without_duplicates(
 
 def name_hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
     """FNV-1a of every name, without its folder and its zero padding, all names at once."""
-    characters = np.ascontiguousarray(stems).view(np.uint8).reshape(len(stems), -1)
+    characters = np.ascontiguousarray(stems).view(np.uint8).reshape(len(stems), stems.itemsize)
     hashes = np.full(len(stems), 0xCBF29CE484222325, np.uint64)
     for column in characters.T:
         hashes = np.where(column == 0, hashes, (hashes ^ column) * np.uint64(0x100000001B3))

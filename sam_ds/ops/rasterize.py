@@ -31,9 +31,7 @@ def rasterize(runs: MaskRuns, to_source: Tensor, size: tuple[int, int], implemen
         uint8 [O, *size], 0 or 1.
     """
     if to_source.shape != (len(runs), 2, 3):
-        raise ValueError(
-            f"rasterize: {len(runs)} masks need to_source [{len(runs)}, 2, 3], not {list(to_source.shape)}"
-        )
+        raise ValueError(f"rasterize: {len(runs)} masks need as many 2x3 matrices, not {list(to_source.shape)}")
     if implementation == "auto":
         implementation = "numba" if to_source.device.type == "cpu" else "reference"
     if implementation == "reference":

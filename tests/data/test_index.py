@@ -1,0 +1,191 @@
+"""The index finds what is there, in tars and in folders, and says what does not fit together."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam_ds.config.errors import UserError
+from sam_ds.data.index import build_index, open_index, open_splits
+from sam_ds.data.reader import Reader
+from sam_ds.data.tar import DamagedTarError, members
+
+
+def _pack(tar: Path, files: list[tuple[str, bytes]], **options) -> None:
+    with tarfile.open(tar, "w", **options) as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def _files(folder: Path, picture: int) -> list[tuple[str, bytes]]:
+    return [(f"./sa_{picture}.{kind}", (folder / f"sa_{picture}.{kind}").read_bytes()) for kind in ("jpg", "json")]
+
+
+@pytest.fixture
+def tars(loose: Path, tmp_path: Path) -> Path:
+    """Two tars: pictures 1 to 6 side by side, 7 to 12 with all jpgs before all jsons."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    _pack(folder / "sa_000000.tar", [f for p in range(1, 7) for f in _files(loose, p)])
+    pairs = [_files(loose, p) for p in range(7, 13)]
+    _pack(folder / "sa_000001.tar", [jpg for jpg, _ in pairs] + [json for _, json in pairs])
+    return folder
+
+
+def _annotations(index) -> dict[str, list]:
+    reader = Reader(index)
+    return {Path(index.name(i)).stem: reader.read(i).annotations for i in range(len(index))}
+
+
+def test_tars_and_folders_hold_the_same(loose: Path, tars: Path) -> None:
+    from_files, from_tars = open_index(loose), open_index(tars)
+    assert len(from_files) == len(from_tars) == 12
+    assert _annotations(from_files) == _annotations(from_tars)
+    assert from_tars.name(0) == f"{tars.resolve()}/sa_000000.tar/sa_1.jpg"
+    assert not build_index(tars).findings
+
+
+def test_report_of_faults(loose: Path, tars: Path) -> None:
+    with open(tars / "sa_000001.tar", "r+b") as file:  # within the last json
+        last = list(members(str(tars / "sa_000001.tar")))[-1]
+        file.truncate(last.offset + last.size // 2)
+    _pack(tars / "sa_000002.tar", [*_files(loose, 3), _files(loose, 4)[0], *_files(loose, 5)])
+    twice = _files(loose, 12)
+    _pack(tars / "sa_000003.tar", [("./sa_99.jpg", twice[0][1]), ("./sa_99.json", twice[1][1]), ("sa_99.json", b"{}")])
+    report = build_index(tars)
+    found = {(f.kind, f.place, f.what.split()[0]) for f in report.findings}
+    assert found == {
+        ("truncated", "sa_000001.tar", "ends"),
+        ("orphan", "sa_000001.tar", "sa_12.jpg"),
+        ("duplicate", "sa_000002.tar", "sa_3"),
+        ("orphan", "sa_000002.tar", "sa_4.jpg"),
+        ("duplicate", "sa_000002.tar", "sa_5"),
+        ("duplicate", "sa_000003.tar", "sa_99.json"),
+    }
+    assert report.counts == {"truncated": 1, "orphan": 2, "duplicate": 3}
+    assert report.samples == len(open_index(tars)) == 12
+    assert "12 pictures with masks, 4 tars, 3 duplicate, 2 orphan, 1 truncated" in str(report)
+
+
+def test_orphans_among_files(loose: Path) -> None:
+    (loose / "sa_1.json").unlink()
+    (loose / "sa_2.jpg").unlink()
+    (loose / "notes.txt").write_text("not a picture")
+    report = build_index(loose)
+    assert report.samples == 10 and report.counts == {"orphan": 2}
+    assert [f.what for f in report.findings] == ["sa_1.jpg has no .json beside it", "sa_2.json has no .jpg beside it"]
+
+
+def test_sub_folders(loose: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(loose, root / "a")
+    shutil.copytree(loose, root / "b")
+    index = open_index(root)
+    assert len(index) == 24  # the same name in two folders is two pictures
+    assert {Path(index.name(i)).parent.name for i in range(24)} == {"a", "b"}
+    assert Reader(index).read(23).annotations
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tar_formats_and_long_names(tmp_path: Path, tar_format: int) -> None:
+    names = ["./sa_1.jpg", f"./{'d' * 90}/{'e' * 60}.jpg", "sa_2.json"]
+    if tar_format != tarfile.USTAR_FORMAT:
+        names += [f"./{'long' * 60}.jpg", f"./{'ü' * 70}.jpg"]
+    contents = [bytes([65 + i]) * (511 + i) for i in range(len(names))]
+    _pack(tmp_path / "x.tar", list(zip(names, contents, strict=True)), format=tar_format)
+    found = list(members(str(tmp_path / "x.tar")))
+    assert [m.name for m in found] == names
+    raw = (tmp_path / "x.tar").read_bytes()
+    assert [raw[m.offset : m.offset + m.size] for m in found] == contents
+
+
+def test_damaged_tars(tmp_path: Path) -> None:
+    _pack(tmp_path / "x.tar", [("a.jpg", b"1" * 1000), ("b.jpg", b"2" * 1000)])
+    whole = (tmp_path / "x.tar").read_bytes()
+    first, second = members(str(tmp_path / "x.tar"))
+    for content, reason in [
+        (whole[: second.offset - 512], "without an end mark"),
+        (whole[: second.offset + 10], "within b.jpg"),
+        (whole[: second.offset - 512] + b"x" * 512 + whole[second.offset :], "is damaged"),
+    ]:
+        (tmp_path / "y.tar").write_bytes(content)
+        walk = members(str(tmp_path / "y.tar"))
+        assert next(walk) == first
+        with pytest.raises(DamagedTarError, match=reason):
+            next(walk)
+
+
+def test_index_is_kept_and_renewed(tars: Path, loose: Path) -> None:
+    first = open_index(tars)
+    header = tars / ".sam_ds_index" / "index.json"
+    written = header.stat().st_mtime_ns
+    assert len(open_index(tars)) == 12 and header.stat().st_mtime_ns == written
+    (tars / "sa_000001.tar").unlink()
+    assert len(open_index(tars)) == 6
+    _pack(tars / "sa_000001.tar", _files(loose, 7))
+    assert len(open_index(tars)) == 7
+    (tars / ".sam_ds_index" / "index.json").write_text("{")
+    assert len(open_index(tars)) == 7
+    assert len(first) == 12  # an open one stays whole
+
+
+def test_folder_that_cannot_be_written(loose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real_mkdir = Path.mkdir
+
+    def mkdir(path: Path, *args, **kwargs) -> None:
+        if path.name == ".sam_ds_index":
+            raise PermissionError(path)
+        real_mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert len(open_index(loose)) == 12
+    assert not (loose / ".sam_ds_index").exists()
+    assert len(list((tmp_path / "cache" / "sam_ds").glob("*/index.json"))) == 1
+
+
+def test_pickled_index_carries_no_table(tars: Path) -> None:
+    index = open_index(tars)
+    pickled = pickle.dumps(index)
+    assert len(pickled) < 1000
+    copy = pickle.loads(pickled)
+    assert isinstance(copy.samples, np.memmap) and [copy.name(i) for i in range(12)] == [
+        index.name(i) for i in range(12)
+    ]
+
+
+def test_splits_by_folder(drawn: Path) -> None:
+    train, val = open_splits(str(drawn))
+    assert (len(train), len(val)) == (12, 2)
+
+
+def test_hold_out_does_not_depend_on_the_layout(loose: Path, tars: Path) -> None:
+    def names(index) -> set[str]:
+        return {Path(index.name(i)).name for i in range(len(index))}
+
+    (train, val), (tar_train, tar_val) = open_splits(str(loose)), open_splits(str(tars))
+    assert (len(train), len(val)) == (11, 1) and not names(train) & names(val)
+    assert names(val) == names(tar_val) and names(train) == names(tar_train)
+
+
+def test_users_mistakes(tmp_path: Path, loose: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no data folder .*nowhere"):
+        open_splits(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="is not a folder"):
+        open_splits(str(loose / "sa_1.jpg"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no picture with masks in .*empty"):
+        open_splits(str(tmp_path / "empty"))
+    for path in sorted(loose.glob("sa_*"))[2:]:
+        os.remove(path)
+    with pytest.raises(UserError, match="single picture"):
+        open_splits(str(loose))
