@@ -47,21 +47,26 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_run_options(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The recipe and the DeepSpeed config that the options name. Raises UserError."""
+def read_run_options(args: argparse.Namespace, world: int | None = None) -> tuple[Any, Any]:
+    """The recipe and the DeepSpeed config that the options name, for ``world`` ranks (default: those there are).
+
+    Raises:
+        UserError: they do not hold together.
+    """
     from sam_ds import recipes
     from sam_ds.config import deepspeed, overrides
     from sam_ds.engine import distributed
 
     recipe = overrides.apply(recipes.get(args.recipe), args.set)
+    world = world or distributed.world_size()
     if args.deepspeed_config:
         config = deepspeed.load(args.deepspeed_config)
-        config.check_world(distributed.world_size())
+        config.check_world(world)
         return recipe, config
     config = deepspeed.load(DEFAULT_CONFIG)
     # The default is made for two ranks: keep its batch on any number of them.
     batch = config.raw["train_batch_size"]
-    share = config.micro_batch * distributed.world_size()
+    share = config.micro_batch * world
     return recipe, dataclasses.replace(config, accumulation=batch // share) if batch % share == 0 else config
 
 

@@ -43,9 +43,15 @@ class Engine:
     """
 
     def __init__(
-        self, build_task: Callable[[Recipe], nn.Module], recipe: Recipe, config: DeepSpeedConfig, step: int = 0
+        self, build_task: Callable[[Recipe], Any], recipe: Recipe, config: DeepSpeedConfig, step: int = 0
     ) -> None:
-        """Collective. ``build_task`` makes the task afresh, on the host; ``step`` is the next one to be trained.
+        """Collective.
+
+        Args:
+            build_task: makes the task afresh, on the host. A task is a module with a ``model`` and an ``encoder``,
+                ``prepare(batch, step)``, ``forward(inputs, normalizer)``, ``checkpointed()``, ``leaf_modules()``,
+                ``layer_of(name)`` and ``num_layers``; see tasks.SegmentImages.
+            step: the next one to be trained.
 
         Raises:
             UserError: settings that do not fit each other, the world or this machine.
@@ -67,7 +73,7 @@ class Engine:
         return self._ds
 
     @property
-    def task(self) -> nn.Module:
+    def task(self) -> Any:
         """The task. Under ZeRO-3 its weights are only there while it runs."""
         return self.ds.module
 
@@ -93,7 +99,7 @@ class Engine:
             weights.set_masters(self.ds, masters)
         self.train()
 
-    def _initialize(self, task: nn.Module) -> deepspeed.DeepSpeedEngine:
+    def _initialize(self, task: Any) -> deepspeed.DeepSpeedEngine:
         # 1. Wrap before DeepSpeed hooks the modules, so that the hooks lie outside of the recomputation.
         activation_checkpointing.apply(task.checkpointed(), self.recipe.model)
         # 2. Before the hooks of ZeRO-3 are placed.
@@ -173,7 +179,7 @@ class Engine:
                 totals[name] = totals.get(name, 0) + value.detach() / len(inputs)
         return totals, count
 
-    def prepare(self, task: nn.Module, batches: Sequence[Any], step: int) -> tuple[list[Any], Tensor]:
+    def prepare(self, task: Any, batches: Sequence[Any], step: int) -> tuple[list[Any], Tensor]:
         """The inputs of a step's micro-batches, and the mean count of a micro-batch over all ranks.
 
         Losses divided by it have a mean, over micro-batches and ranks, that is a mean over objects. Collective.
@@ -201,8 +207,7 @@ class Engine:
             self.ds.step()
             skipped = bool(self.ds.optimizer.overflow)
             return (float("inf") if skipped else self.ds.get_global_grad_norm() / scale), skipped
-        parameters = [p for p in self.task.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.task.parameters() if p.grad is not None])
         skipped = not bool(torch.isfinite(norm))  # the one host sync of the step
         if skipped:
             self.ds.zero_grad()
@@ -227,7 +232,7 @@ class Engine:
         """The task's weights and buffers in fp32 on the host: on rank 0, or on all; {} elsewhere. Collective."""
         return weights.gather(self.ds, self._originals, everywhere or distributed.is_main())
 
-    def inference_model(self) -> nn.Module:
+    def inference_model(self) -> Any:
         """A copy of the model with the weights of now, whole on every rank, in the precision it trains in. Collective.
 
         Evaluating the copy leaves alone what ZeRO-3 has learnt of the order in which the task uses its weights.

@@ -50,6 +50,6 @@ def _cuda_event() -> torch.cuda.Event:
 
 
 def _seconds(before: object, after: object) -> float:
-    if isinstance(before, torch.cuda.Event):
+    if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
         return before.elapsed_time(after) / 1000
     return after - before  # type: ignore[operator]  # two readings of perf_counter

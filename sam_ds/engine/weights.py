@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
@@ -79,7 +81,7 @@ def _master(parameter: nn.Parameter, plain: dict[int, Tensor]) -> Tensor:
     return parameter.data if full is None else full  # stage 0 in fp32: the parameter is its own master
 
 
-def _stage_0_masters(optimizer: object) -> dict[int, Tensor]:
+def _stage_0_masters(optimizer: Any) -> dict[int, Tensor]:
     """The masters of 16-bit training without ZeRO, by the id of their parameter; empty under ZeRO."""
     if not hasattr(optimizer, "fp16_groups") or hasattr(optimizer, "fp16_partitioned_groups"):
         return {}

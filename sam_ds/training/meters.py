@@ -16,7 +16,9 @@ class StepMeter:
         """``rounds``: how often an object is decoded in a step."""
         self._engine, self._rounds = engine, rounds
         self._throughput = Throughput()
-        self._reset()
+        self._last: StepResult | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
 
     def add(self, result: StepResult, pictures: int) -> None:
         """One step of ``pictures`` on all ranks. A skipped step counts for the throughput, but not for the means."""
@@ -39,15 +41,10 @@ class StepMeter:
         values |= self._throughput.read()
         values |= {f"time/{part}": seconds for part, seconds in self._engine.times.read().items()}
         values |= peak_memory(self._engine.device)
-        self._reset()
+        self._sums, self._steps, self._last = {}, 0, None
         return values
 
     def restart(self) -> None:
         """What came since the last reading (an evaluation, a save) is no part of a step's time."""
         self._engine.times.start()
         self._throughput.restart()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._last: StepResult | None = None

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
@@ -38,7 +37,7 @@ class SegmentImagesKit:
         """What the best checkpoint is chosen by: mIoU at the last number of clicks, or of the box."""
         return results[f"miou@{max(recipe.eval.clicks)}" if recipe.eval.clicks else "miou@box"]
 
-    def build(self, recipe: Recipe) -> nn.Module:
+    def build(self, recipe: Recipe) -> SegmentImages:
         return SegmentImages(recipe)
 
     def open_data(self, data: str, val: str | None) -> None:
@@ -70,7 +69,7 @@ class SegmentImagesKit:
         return {title: self._measure(disc, recipe, device, None) for title, disc in discs.items()}
 
     def evaluate(
-        self, model: nn.Module, recipe: Recipe, device: torch.device, pictures: Path
+        self, model: interactive.Predictor, recipe: Recipe, device: torch.device, pictures: Path
     ) -> tuple[dict[str, float], list[Path]]:
         gallery = Gallery(pictures, recipe.eval.pictures if distributed.is_main() else 0)
         return self._measure(model, recipe, device, gallery), gallery.paths

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.errors import UserError, nearest
@@ -28,7 +27,7 @@ class Kit(Protocol):
         """The number, higher is better, that the best checkpoint is chosen by."""
         ...
 
-    def build(self, recipe: Recipe) -> nn.Module:
+    def build(self, recipe: Recipe) -> Any:
         """The task."""
         ...
 
@@ -49,7 +48,7 @@ class Kit(Protocol):
         ...
 
     def evaluate(
-        self, model: nn.Module, recipe: Recipe, device: torch.device, pictures: Path
+        self, model: Any, recipe: Recipe, device: torch.device, pictures: Path
     ) -> tuple[dict[str, float], list[Path]]:
         """Metrics of a model over all ranks, and the pictures that this rank drew. Collective."""
         ...

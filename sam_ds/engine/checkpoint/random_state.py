@@ -18,7 +18,7 @@ def save(path: Path) -> None:
     version, internal, gauss_next = random.getstate()
     state = {
         "python": (version, list(internal), gauss_next),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
