@@ -6,9 +6,11 @@ import argparse
 from typing import Any
 
 from sam_ds.cli.train import add_run_options, read_run_options
+from sam_ds.config import hostfile
+from sam_ds.config.errors import UserError
 
 _EXAMPLE = """examples:
-  sam-ds check --recipe sam_vit_h --deepspeed_config zero2_a100x256.json
+  sam-ds check --recipe sam_vit_h --deepspeed_config zero2_a100x256.json --hostfile hostfiles/a100x256.hostfile
   sam-ds check --gradients --recipe tiny
   deepspeed --num_gpus 8 --module sam_ds check --gradients --recipe sam_vit_h --deepspeed_config my.json
 """
@@ -23,12 +25,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=_EXAMPLE,
     )
     add_run_options(parser)
+    parser.add_argument("--hostfile", metavar="FILE", help="where it is to run: does the batch fit its ranks?")
     parser.add_argument("--gradients", action="store_true", help="compare gradients with plain autograd")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe, config = read_run_options(args)
+    if args.hostfile and args.gradients:
+        raise UserError("--hostfile is for a run elsewhere; --gradients runs here: give one of them")
+    world = hostfile.world_size(hostfile.load(args.hostfile)) if args.hostfile else None
+    recipe, config = read_run_options(args, world)
     if args.gradients:
         return _gradients(recipe, config)
     print(f"{recipe.name} with {config.source}: the settings hold together")
