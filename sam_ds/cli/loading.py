@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sam_ds.cli.export import find_weights
+from sam_ds.cli.export import MANIFEST, find_weights
 from sam_ds.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from sam_ds.config.schema import Recipe
     from sam_ds.modeling.sam import Sam
-
-MANIFEST = "complete.json"  # of engine.checkpoint, whose package imports DeepSpeed: not needed to look at a model
 
 
 class Loaded(NamedTuple):

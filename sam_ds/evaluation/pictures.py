@@ -18,7 +18,7 @@ from sam_ds.evaluation.source import mask_areas
 from sam_ds.types import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT, SegmentBatch
 
 _FILL, _TRUTH, _GREEN, _RED, _BOX = (30, 120, 255), (255, 210, 0), (0, 200, 60), (235, 40, 40), (255, 255, 255)
-_SIDE = 384  # small inputs are enlarged until their longer side is about this many pixels
+_SIDE = 384  # small inputs are enlarged until their longer side has at least this many pixels
 _TITLE = 16  # pixels of the line above a panel
 
 
@@ -85,7 +85,7 @@ def overlay(
         points, labels: float32 [P, 2] and int64 [P], a prompt in pixels of ``image``.
         title: written above it.
     """
-    zoom = max(1, _SIDE // max(image.shape[:2]))
+    zoom = -(-_SIDE // max(image.shape[:2]))
     big = image.repeat(zoom, 0).repeat(zoom, 1).astype(np.float32)
     shown = mask.numpy().repeat(zoom, 0).repeat(zoom, 1)
     thick = max(1, round(max(big.shape[:2]) / 400))

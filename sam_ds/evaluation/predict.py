@@ -54,7 +54,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # a copy that torch may share
     except FileNotFoundError:
         raise UserError(f"there is no picture {path}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's of broken files
@@ -75,9 +75,10 @@ def predict(model: Sam, pixels: NDArray[np.uint8], prompt: Prompt, device: torch
     prompt.check(size)
     side = model.config.image_size
     view = whole_view(size, side, exact=True)
-    images = show(np.ascontiguousarray(pixels), view)[None].to(device)
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    show(pixels, view, None, images[0])
     model.eval()
-    embeddings = model.encode(model.normalize(images, torch.tensor([view.valid_size], device=device)))
+    embeddings = model.encode(model.normalize(images.to(device), torch.tensor([view.valid_size], device=device)))
     picture = torch.zeros(1, dtype=torch.int64, device=device)
     multimask = len(prompt.points) == 1 and prompt.box is None
     answer = model.decode(embeddings, picture, _to_input(prompt, size, view.valid_size, model).to(device), multimask)
