@@ -27,13 +27,13 @@ class Quarantine:
         self.bad: dict[int, Bad] = {}
         self._seen = 0
 
-    def add(self, bad: list[Bad], seen: int) -> None:
-        """Note the bad ones among the next ``seen`` pictures.
+    def add(self, bad: list[Bad], good: int) -> None:
+        """Note the bad ones met on the way to the next ``good`` pictures.
 
         Raises:
             UserError: more than the budget is bad.
         """
-        self._seen += seen
+        self._seen += len(bad) + good
         for new in bad:
             if new.sample not in self.bad:
                 self.bad[new.sample] = new
