@@ -156,13 +156,13 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # slow to import; no pyplot, which keeps global state and asks for a display
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(15, 8), layout="constrained")
     names = sorted({name for row in rows for name in row} - {"step", "time"})
-    for axes, (title, starts) in zip(figure.subplots(2, 2).flat, _CURVES.items(), strict=True):
+    for axes, (title, starts) in zip(figure.subplots(2, 3).flat, _CURVES.items(), strict=True):
         for name in (name for name in names if name.startswith(starts)):
             curve = [(row["step"], row[name]) for row in rows if name in row]
             axes.plot(*zip(*curve, strict=True), label=name, marker="." if len(curve) < 30 else None, linewidth=1)
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel="step", yscale="log" if starts == "loss" else "linear")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="x-small")
@@ -170,9 +170,11 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-_CURVES = {
-    "loss": ("loss",),
-    "IoU": ("eval/miou", "miou", "iou/"),
-    "learning rate and gradient norm": ("lr", "grad"),
-    "throughput": ("throughput",),
+_CURVES = {  # a panel's title, and what its metrics' names begin with
+    "loss": "loss",
+    "IoU in training": "iou/",
+    "mIoU of the evaluation": "eval/miou",
+    "learning rate": "lr",
+    "gradient norm": "grad_norm",
+    "throughput, objects times rounds": "throughput/object_rounds_per_s",
 }

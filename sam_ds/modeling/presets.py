@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sam_ds.config.errors import UserError
+from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import ModelConfig
 from sam_ds.modeling.convert import load_weights
 from sam_ds.modeling.sam import Sam
@@ -77,7 +77,7 @@ def build_sam(model: ModelConfig) -> Sam:
         UserError: an unknown preset, or weights of another model.
     """
     if model.preset not in PRESETS:
-        raise UserError(f"model.preset {model.preset!r} is not known; there are {', '.join(PRESETS)}")
+        raise UserError(f"model.preset: there is no {model.preset!r}; {nearest(model.preset, PRESETS)}")
     sam = Sam(PRESETS[model.preset], model.drop_path, model.attention)
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
     if model.init:

@@ -56,7 +56,7 @@ class MaskDecoder(nn.Module):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # [5, D]
         tokens = torch.cat([own.expand(len(cells), -1, -1), prompt_tokens.to(dtype)], dim=1)  # [O, T, D]
         mask = torch.zeros_like(absent, dtype=dtype).masked_fill(absent, float("-inf"))
-        mask = F.pad(mask, (len(own), 0)).view(len(cells), 1, 1, -1)
+        mask = F.pad(mask, (len(own), 0))[:, None, None]  # [O, 1, 1, T]
         tokens, cells = self.transformer(tokens, cells.to(dtype), grid_positions.to(dtype), mask)
 
         chosen = range(0 if multimask is None else int(multimask), 1 if multimask is False else NUM_MASK_TOKENS)
@@ -81,7 +81,7 @@ class MaskDecoder(nn.Module):
         """kernels [O, C, D / 8], pixels [O, N, 16 * D / 8] to logits [O, C, 4g, 4g]."""
         objects, channels, dim = kernels.shape
         grid = round(pixels.shape[1] ** 0.5)
-        masks = pixels.view(objects, -1, dim) @ kernels.transpose(1, 2)  # [O, N * 16, C]
+        masks = pixels.unflatten(2, (16, dim)).flatten(1, 2) @ kernels.transpose(1, 2)  # [O, N * 16, C]
         masks = masks.view(objects, grid, grid, 2, 2, 2, 2, channels).permute(0, 7, 1, 3, 5, 2, 4, 6)
         return masks.reshape(objects, channels, 4 * grid, 4 * grid)
 

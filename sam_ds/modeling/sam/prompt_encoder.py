@@ -109,9 +109,9 @@ class PromptEncoder(nn.Module):
         # An absent mask may hold anything, even NaN, which 0 * NaN would carry into the weights' gradients.
         masks = torch.where(chosen, masks.squeeze(1), 0.0).to(conv1.weight.dtype)
         g = self.grid_size
-        x = masks.view(-1, g, 2, 2, g, 2, 2).permute(0, 3, 6, 2, 5, 1, 4)  # [O, 2, 2 (pixel), 2, 2 (block), g, g]
+        x = masks.reshape(-1, g, 2, 2, g, 2, 2).permute(0, 3, 6, 2, 5, 1, 4)  # [O, 2, 2 (pixel), 2, 2 (block), g, g]
         x = conv1.weight.flatten(1) @ x.reshape(-1, 4, 4 * g * g) + conv1.bias[:, None]
-        x = gelu(norm1.channels_first(x)).view(len(x), -1, g * g)  # [O, mask_channels / 4 * 4, g * g]
+        x = gelu(norm1.channels_first(x)).unflatten(2, (4, g * g)).flatten(1, 2)  # [O, mask_channels / 4 * 4, g * g]
         x = conv2.weight.flatten(1) @ x + conv2.bias[:, None]
         x = gelu(norm2.channels_first(x))  # [O, mask_channels, g * g]
         # The last bias is a row of ones against it: one product and no pass to add it. Each object has weights of

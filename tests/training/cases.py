@@ -1,0 +1,121 @@
+"""What the ranks run: the real task on drawn pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from sam_ds.config import deepspeed as ds_config
+from sam_ds.config.schema import PromptConfig, Recipe
+from sam_ds.data.loader import TrainLoader
+from sam_ds.engine import distributed
+from sam_ds.engine.engine import Engine
+from sam_ds.engine.gradients import compare_gradients
+from sam_ds.prompts.first import first_prompt
+from sam_ds.recipes import RECIPES
+from sam_ds.tasks.segment_images import SegmentImages
+from sam_ds.training import loop, tasks
+from sam_ds.training.run import open_run
+from tests.engine import cases as engine_cases
+from tests.engine import toy
+
+MIXED = PromptConfig(
+    point=0.25, box=0.25, mask=0.25, none=0.25, num_points=(0.5, 0.3, 0.2), correction_rounds=2, extra_rounds=1
+)
+
+
+def tiny(checkpointing: str = "none", **train: Any) -> Recipe:
+    recipe = RECIPES["tiny"]()
+    return dataclasses.replace(
+        recipe,
+        prompts=MIXED,
+        model=dataclasses.replace(recipe.model, checkpointing=checkpointing, drop_path=0.1),
+        data=dataclasses.replace(recipe.data, max_masks=4, workers=0),
+        train=dataclasses.replace(recipe.train, **train),
+        eval=dataclasses.replace(recipe.eval, clicks=(1, 2), max_pictures=2, max_masks=3, pictures=1),
+        tracking=dataclasses.replace(recipe.tracking, mlflow=False),
+    )
+
+
+def one_graph(folder: Path, stage: int, checkpointing: str) -> Any:
+    """Steps in which the ranks draw other prompts, and have other numbers of objects."""
+    recipe, kit = tiny(checkpointing), tasks.kit("segment_images")
+    engine = Engine(SegmentImages, recipe, toy.config(stage, accumulation=1))
+    world, rank = distributed.world_size(), distributed.rank()
+    losses, labels = [], []
+    for step in range(3):
+        batch = kit.example(recipe, step * world + rank)
+        inputs = engine.task.prepare(batch, step)
+        side = engine.task.model.config.image_size
+        first = first_prompt(inputs.truth, inputs.keys, recipe.prompts, side, (4, 4))
+        labels.append(first.prompts.labels.tolist())
+        losses.append(distributed.mean_logs(engine.train_step([batch], step).logs)["loss/total"])
+    weights = engine_cases.digest(engine.state_dict(everywhere=True))
+    engine.close()
+    return {"losses": losses, "labels": labels, "weights": weights}
+
+
+def parity(folder: Path, stage: int, checkpointing: str) -> Any:
+    recipe, kit = tiny(checkpointing), tasks.kit("segment_images")
+    config = toy.config(stage, accumulation=2)
+    world, rank = distributed.world_size(), distributed.rank()
+    batches = [kit.example(recipe, micro * world + rank) for micro in range(2)]
+    report = compare_gradients(SegmentImages, recipe, config, batches)
+    return {"passed": report.passed, "report": str(report)}
+
+
+class Interrupted(Exception):
+    """What ends a run in the middle, in place of a fault."""
+
+
+def interrupted(data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, output: Path, last: int) -> None:
+    """Train until ``last`` steps are done and reported, then stop as if killed."""
+    run = open_run(recipe, config, data, None, output, "auto")
+
+    class Stopping:
+        def steps(self, start: int) -> Any:
+            for step, batches in enumerate(run.loader.steps(start), start):
+                if step == last:
+                    raise Interrupted
+                yield batches
+
+    try:
+        loop.train(dataclasses.replace(run, loader=Stopping()))
+    except Interrupted:
+        run.close(failed=True)
+
+
+def resume(folder: Path, data: str, stage: int) -> Any:
+    """A run of 6 steps, and one that is stopped after 5, saved at 3 and 4, and goes on from 4."""
+    recipe = tiny(steps=6, log_every=1, eval_every=3, save_every=4, keep_last=1)
+    config = dataclasses.replace(toy.config(stage, accumulation=2), micro_batch=2)
+    outputs = [folder / "straight", folder / "resumed"]
+    interrupted(data, recipe, config, outputs[1], 5)
+    states = []
+    for output in outputs:
+        run = open_run(recipe, config, data, None, output, "auto")
+        states.append(loop.train(run))
+        last = engine_cases.digest(run.engine.state_dict(everywhere=True))
+        states[-1] = [states[-1].step, states[-1].pictures, run.state.step, last]
+        run.close()
+    distributed.barrier()
+    return {"straight": states[0], "resumed": states[1], "folders": [str(output) for output in outputs]}
+
+
+def global_batches(folder: Path, data: str, accumulation: int) -> Any:
+    """Which pictures, in which order and with which draws, the ranks together see in three steps."""
+    kit, recipe = tasks.kit("segment_images"), tiny()
+    kit.open_data(data, None)
+    world, rank = distributed.world_size(), distributed.rank()
+    loader = TrainLoader(kit.splits[0], recipe.data, 64, 5, 2, accumulation, rank, world, None)
+    seen = []
+    for _, batches in zip(range(3), loader.steps(0), strict=False):
+        mine = [
+            [b.positions.tolist(), b.sample_ids.tolist(), b.mask_ids.tolist(), int(b.images.long().sum())]
+            for b in batches
+        ]
+        everyone = distributed.gather(mine)
+        seen.append([everyone[r][micro] for micro in range(accumulation) for r in range(world)])
+    return json.loads(json.dumps(seen))

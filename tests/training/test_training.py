@@ -1,0 +1,89 @@
+"""The whole spine on two gloo ranks: the real task, drawn pictures, the loop, the run folder."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sam_ds.data.synthetic import SyntheticConfig, synthesize
+from sam_ds.engine import checkpoint
+from tests.engine import ranks
+from tests.training import cases
+
+ONE_GRAPH = {
+    f"one_graph_{stage}_{mode}": partial(cases.one_graph, stage=stage, checkpointing=mode)
+    for stage, mode in ((0, "none"), (2, "none"), (3, "none"), (3, "torch"))
+}
+PARITY = {
+    f"parity_{stage}_{mode}": partial(cases.parity, stage=stage, checkpointing=mode)
+    for stage, mode in ((0, "none"), (2, "torch"), (3, "none"), (3, "fairscale"))
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("scenes")
+    synthesize(root / "set", SyntheticConfig(train=12, val=2, size=(96, 128), objects=(3, 6)))
+    return str(root / "set")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    runs = {f"resume_{stage}": partial(cases.resume, data=pictures, stage=stage) for stage in (2, 3)}
+    batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=1)}
+    return ranks.run(ONE_GRAPH | PARITY | runs | batches, 2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def one_rank(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=2)}
+    return ranks.run(batches, 1, tmp_path_factory.mktemp("rank"))
+
+
+@pytest.mark.parametrize("name", ONE_GRAPH)
+def test_ranks_that_draw_other_prompts_stay_together(two_ranks: dict[str, list[Any]], name: str) -> None:
+    seen, plain = ranks.value(two_ranks, name), ranks.value(two_ranks, "one_graph_0_none")
+    for step in range(3):
+        assert seen[0]["labels"][step] != seen[1]["labels"][step]  # else this test says nothing
+    assert seen[0]["weights"] == seen[1]["weights"]
+    assert seen[0]["losses"] == pytest.approx(plain[0]["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_gradients_of_sam_equal_plain_autograd(two_ranks: dict[str, list[Any]], name: str) -> None:
+    for seen in ranks.value(two_ranks, name):
+        assert seen["passed"], seen["report"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(two_ranks: dict[str, list[Any]], stage: int) -> None:
+    seen = ranks.value(two_ranks, f"resume_{stage}")[0]
+    straight, resumed = seen["straight"], seen["resumed"]
+    assert straight[:3] == [6, 48, 0] and resumed[:3] == [6, 48, 4]
+    assert straight[3] == resumed[3]  # every weight, to the last bit
+    losses = []
+    for folder in map(Path, seen["folders"]):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append({row["step"]: row["loss/total"] for row in rows if "loss/total" in row})
+        _check_folder(folder)
+    assert losses[0] == losses[1]
+
+
+def _check_folder(folder: Path) -> None:
+    for name in ("recipe.json", "deepspeed.json", "environment.json", "evaluations.json", "pictures/curves.png"):
+        assert (folder / name).is_file(), name
+    evaluations = json.loads((folder / "evaluations.json").read_text())
+    assert list(evaluations) == ["disc", "disc, nearest", "untrained", "step 3", "step 6"]
+    kept = checkpoint.find(folder / "checkpoints")
+    assert kept[-1].name == "step_00000006" and len(kept) <= 2  # the last, and the best if it is another
+    assert list(folder.glob("pictures/step_00000006/*.png"))
+
+
+def test_two_ranks_and_one_see_the_same_global_batches(
+    one_rank: dict[str, list[Any]], two_ranks: dict[str, list[Any]]
+) -> None:
+    assert ranks.value(one_rank, "batches")[0] == ranks.value(two_ranks, "batches")[0]
