@@ -40,6 +40,7 @@ class TransformConfig:
 @dataclass(frozen=True)
 class DataConfig:
     max_masks: int = 64  # masks drawn from a picture
+    crop_size: int = 0  # train on a crop of the model's input of this side, pixels; 0: on the whole input
     max_area: float = 0.9  # masks over this part of the picture are dropped (SAM, appendix)
     min_area: int = 1  # pixels in the source; smaller masks are dropped
     min_predicted_iou: float = 0.0
@@ -112,6 +113,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """Stages of a training. A list that is not empty has one value a stage, in place of the setting it names."""
+
+    parts: tuple[float, ...] = ()  # of train.steps, summing to 1; empty: one stage
+    crop_sizes: tuple[int, ...] = ()  # data.crop_size
+    max_masks: tuple[int, ...] = ()  # data.max_masks
+    correction_rounds: tuple[int, ...] = ()  # prompts.correction_rounds
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     clicks: tuple[int, ...] = (1, 3, 5, 8)
     box: bool = True
@@ -140,5 +151,6 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()

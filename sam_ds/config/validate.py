@@ -7,7 +7,7 @@ import math
 
 from sam_ds.config import tree
 from sam_ds.config.errors import UserError, nearest
-from sam_ds.config.schema import PromptConfig, Recipe
+from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("segment_images",),
@@ -26,6 +26,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "model.drop_path": (0.0, 0.99),
     "data.max_masks": (1, _INF),
+    "data.crop_size": (0, _INF),
     "data.max_area": (0.0, 1.0),
     "data.min_area": (0, _INF),
     "data.min_predicted_iou": _CHANCE,
@@ -73,6 +74,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.eval_every": (0, _INF),
     "train.save_every": (0, _INF),
     "train.keep_last": (1, _INF),
+    "curriculum.parts": _CHANCE,
+    "curriculum.crop_sizes": (0, _INF),
+    "curriculum.max_masks": (1, _INF),
+    "curriculum.correction_rounds": (0, 100),
     "eval.clicks": (1, 100),
     "eval.max_pictures": (0, _INF),
     "eval.max_masks": (0, _INF),
@@ -108,6 +113,7 @@ def validate(recipe: Recipe) -> Recipe:
     for name in _RISING + _STRICTLY_RISING:
         _check_rising(name, tree.get(recipe, name), strictly=name in _STRICTLY_RISING)
     _check_chances(recipe.prompts)
+    _check_curriculum(recipe.curriculum)
     _check_relations(recipe)
     return recipe
 
@@ -125,6 +131,18 @@ def _check_chances(prompts: PromptConfig) -> None:
     points = sum(prompts.num_points)
     if not math.isclose(points, 1.0, abs_tol=1e-6):
         raise UserError(f"prompts.num_points={_show(prompts.num_points)} sums to {points:g}: it must sum to 1")
+
+
+def _check_curriculum(curriculum: CurriculumConfig) -> None:
+    parts = curriculum.parts
+    if parts and not math.isclose(sum(parts), 1.0, abs_tol=1e-6):
+        raise UserError(f"curriculum.parts={_show(parts)} sums to {sum(parts):g}: it must sum to 1")
+    for name in ("crop_sizes", "max_masks", "correction_rounds"):
+        values = getattr(curriculum, name)
+        if values and len(values) != len(parts):
+            raise UserError(
+                f"curriculum.{name}={_show(values)}: give one value for each of the {len(parts)} curriculum.parts"
+            )
 
 
 def _check_relations(recipe: Recipe) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sam_ds.config.schema import DataConfig, EvalConfig
+from sam_ds.config import curriculum
+from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
 from sam_ds.data.index import Index, open_splits
 from sam_ds.data.quarantine import Quarantine
 from sam_ds.data.sampler import Share
@@ -39,8 +42,8 @@ class _Loaded:
 class TrainLoader:
     """The endless stream of training batches, seen from one rank.
 
-    What it yields is a function of (index, data, image_size, seed, step) and the rank's share, whatever the number
-    of workers and wherever it starts.
+    What it yields is a function of (index, recipe, image_size, step) and the rank's share, whatever the number of
+    workers and wherever it starts.
 
     Args:
         image_size: side of the model's input.
@@ -52,9 +55,8 @@ class TrainLoader:
     def __init__(
         self,
         index: Index,
-        data: DataConfig,
+        recipe: Recipe,
         image_size: int,
-        seed: int,
         micro_batch: int,
         accumulation: int,
         rank: int,
@@ -62,9 +64,11 @@ class TrainLoader:
         quarantine: Path | None,
     ) -> None:
         self.share = Share(micro_batch, accumulation, rank, world)
-        self.workers = data.workers
-        self.quarantine = Quarantine(quarantine, data.bad_budget, len(index))
-        self._dataset = _Stream(SampleMaker(index, data, image_size, seed))
+        self.workers = recipe.data.workers
+        self.quarantine = Quarantine(quarantine, recipe.data.bad_budget, len(index))
+        stages = curriculum.stages(recipe)
+        self._first_steps = [first for first, _ in stages]
+        self._dataset = _Stream([SampleMaker(index, stage.data, image_size, recipe.seed) for _, stage in stages])
 
     def steps(self, start: int) -> Iterator[list[SegmentBatch]]:
         """The micro-batches of optimizer step ``start``, then of the next, without end.
@@ -72,7 +76,11 @@ class TrainLoader:
         Raises:
             UserError: too many pictures are bad.
         """
-        keys = (self.share.positions(step, micro) for step in count(start) for micro in range(self.share.accumulation))
+        keys = (
+            (bisect_right(self._first_steps, step) - 1, self.share.positions(step, micro))
+            for step in count(start)
+            for micro in range(self.share.accumulation)
+        )
         loaded = _load(self._dataset, keys, self.workers)
         while True:
             yield [self._take(next(loaded)) for _ in range(self.share.accumulation)]
@@ -121,16 +129,17 @@ class EvalLoader:
 
 
 class _Stream(Dataset[_Loaded]):
-    """Training batches by their stream positions."""
+    """Training batches by their stage of the curriculum and their stream positions."""
 
-    def __init__(self, maker: SampleMaker) -> None:
-        self.maker = maker
+    def __init__(self, makers: list[SampleMaker]) -> None:
+        self.makers = makers
 
-    def __getitem__(self, positions: list[int]) -> _Loaded:
+    def __getitem__(self, key: tuple[int, list[int]]) -> _Loaded:
+        stage, positions = key
         samples, bad = [], []
-        images = self.maker.black(len(positions))
+        images = self.makers[stage].black(len(positions))
         for position, image in zip(positions, images, strict=True):
-            sample, bad_ones = self.maker.for_training(position, image)
+            sample, bad_ones = self.makers[stage].for_training(position, image)
             bad += bad_ones
             if sample is None:
                 return _Loaded(None, bad)
@@ -151,7 +160,7 @@ class _Pictures(Dataset[_Loaded]):
         return _Loaded(collate(images, samples), [bad for _, bad_ones in made for bad in bad_ones])
 
 
-def _load(dataset: Dataset[_Loaded], keys: Iterator[list[int]], workers: int) -> Iterator[_Loaded]:
+def _load(dataset: Dataset[_Loaded], keys: Iterator[Any], workers: int) -> Iterator[_Loaded]:
     """One item a key, in order; by worker processes if there are any. Whole batches are the items: no collating."""
     if workers == 0:
         return map(dataset.__getitem__, keys)

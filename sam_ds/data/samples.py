@@ -62,10 +62,16 @@ class Masks:
 
 
 class SampleMaker:
-    """Makes samples of one index; every random choice is a function of (seed, epoch, sample)."""
+    """Makes samples of one index; every random choice is a function of (seed, epoch, sample).
 
-    def __init__(self, index: Index, data: DataConfig, side: int, seed: int) -> None:
-        self.reader, self.data, self.side, self.seed = Reader(index), data, side, seed
+    Args:
+        image_size: side of the model's input.
+    """
+
+    def __init__(self, index: Index, data: DataConfig, image_size: int, seed: int) -> None:
+        self.reader, self.data, self.seed = Reader(index), data, seed
+        self.side = data.crop_size or image_size
+        self.crop = data.crop_size / image_size if data.crop_size else None
         self.sampler = Sampler(len(index), seed)
 
     def for_training(self, position: int, image: Tensor) -> tuple[Sample | None, list[Bad]]:
@@ -117,7 +123,7 @@ class SampleMaker:
         """A random view and which masks count in it: those mostly in view, or if there is none, any in view."""
         transforms, exact = self.data.transforms, self.data.exact
         for _ in range(_VIEWS):
-            view = random_view(rng, transforms, size, self.side, masks.boxes, masks.areas, exact)
+            view = random_view(rng, transforms, size, self.side, masks.boxes, masks.areas, exact, self.crop)
             parts = visible_part(view, masks.boxes)
             if parts.max() > 0:
                 return view, parts >= min(_MOSTLY, parts.max())

@@ -91,6 +91,7 @@ def predict(model: Sam, pixels: NDArray[np.uint8], prompt: Prompt, device: torch
 
 def _to_input(prompt: Prompt, size: tuple[int, int], valid: tuple[int, int], model: Sam) -> Prompts:
     """The prompt in pixels of the model's input, with the two slots for corners last."""
+    logits_side = model.config.image_size // model.logits_stride
     corners = [(0.0, 0.0), (0.0, 0.0)] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
     scale = torch.tensor([valid[1] / size[1], valid[0] / size[0]])
     points = (torch.tensor([*prompt.points, *corners]) + 0.5) * scale - 0.5
@@ -98,6 +99,6 @@ def _to_input(prompt: Prompt, size: tuple[int, int], valid: tuple[int, int], mod
     return Prompts(
         points=points[None],
         labels=torch.tensor([[*prompt.labels, *corner_labels]]),
-        masks=torch.zeros(1, 1, model.logits_size, model.logits_size),
+        masks=torch.zeros(1, 1, logits_side, logits_side),
         has_mask=torch.zeros(1, dtype=torch.bool),
     )

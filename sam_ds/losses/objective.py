@@ -44,10 +44,8 @@ def round_loss(prediction: Prediction, allowed: Tensor, truth: Tensor, valid: Te
         )
     )
     squared = (prediction.iou.float() - actual) ** 2  # [O, C]
-    if config.iou_masks == "all":
-        iou_error = (squared * allowed).sum(1) / allowed.sum(1)
-    else:
-        iou_error = squared[rows, best]
+    of_all = (squared * allowed).sum(1) / allowed.sum(1)
+    iou_error = of_all if config.iou_masks == "all" else squared[rows, best]
     total = config.focal * focal + config.dice * dice + config.iou * iou_error
     return RoundLoss(total, focal, dice, iou_error, iou)
 

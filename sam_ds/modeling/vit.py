@@ -79,8 +79,8 @@ class Attention(nn.Module):
         batch, height, width, dim = x.shape
         qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, d]
-        rel_h = resize_table(self.rel_pos_h, 2 * height - 1).to(q.dtype)
-        rel_w = resize_table(self.rel_pos_w, 2 * width - 1).to(q.dtype)
+        rel_h = distances(self.rel_pos_h, height).to(q.dtype)
+        rel_w = distances(self.rel_pos_w, width).to(q.dtype)
         out = rel_pos_attention(q, k, v, rel_h, rel_w, (height, width), self.implementation)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
@@ -137,8 +137,7 @@ def join_windows(windows: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
     return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
-def resize_table(table: Tensor, length: int) -> Tensor:
-    """A table of relative positions [L, d], linearly interpolated to [length, d] if it is of another length."""
-    if table.shape[0] == length:
-        return table
-    return F.interpolate(table.t().unsqueeze(0), size=length, mode="linear").squeeze(0).t()
+def distances(table: Tensor, length: int) -> Tensor:
+    """Of a table of relative positions [L, d], the middle [2 * length - 1, d]: those met among ``length`` tokens."""
+    beyond = (table.shape[0] - (2 * length - 1)) // 2
+    return table[beyond : beyond + 2 * length - 1]

@@ -93,7 +93,7 @@ class _UpdateCells(torch.autograd.Function):
     def forward(
         ctx: Any, cells: Tensor, positions: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_heads: int
     ) -> Tensor:
-        scores = torch.addmm(bias.flatten(0, 1), keys.flatten(0, 1), positions.t()).view(*keys.shape[:2], -1)
+        scores = torch.addmm(bias.flatten(0, 1), keys.flatten(0, 1), positions.t()).unflatten(0, keys.shape[:2])
         scores.baddbmm_(keys, cells.transpose(1, 2))  # [O, M, N]
         shares = scores.unflatten(1, (num_heads, -1)).softmax(2)  # [O, heads, T, N]
         ctx.save_for_backward(cells, positions, keys, values, shares)

@@ -26,17 +26,17 @@ class FirstPrompt(NamedTuple):
 
 
 def first_prompt(
-    truth: Tensor, keys: Tensor, config: PromptConfig, input_size: int, grid: tuple[int, int]
+    truth: Tensor, keys: Tensor, config: PromptConfig, input_size: int, stride: int, grid: tuple[int, int]
 ) -> FirstPrompt:
     """Draw the first prompt of every object.
 
     Args:
         truth: bool [O, H, W] on the loss's grid.
         keys: int64 [O] of ``object_keys``.
-        input_size: S, the side of the model's input in pixels.
+        input_size: side of the model's whole input in pixels, which bounds the noise of boxes.
+        stride: pixels of the input along the side of a pixel of the loss's grid.
         grid: (h, w) of mask prompts.
     """
-    stride = input_size / truth.shape[-1]
     edges = torch.tensor([config.point, config.box, config.mask]).cumsum(0).to(truth.device)
     kind = (uniform(keys, _KIND) >= edges).sum(-1)  # [O]: 0 point, 1 box, 2 mask, 3 none
     points, labels, count = _points(truth, keys, config, stride)

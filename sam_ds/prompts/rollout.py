@@ -52,6 +52,7 @@ def rollout(
     clickless: Tensor,
     config: PromptConfig,
     input_size: int,
+    stride: int,
     grid: tuple[int, int],
 ) -> Iterator[Round]:
     """Yield the rounds one after another.
@@ -62,10 +63,9 @@ def rollout(
         truth, inside: bool [O, H, W] on the loss's grid.
         keys: int64 [O].
         clickless: int64 scalar of ``clickless_round``; a tensor, so that the graph does not depend on it.
-        input_size: S; grid: (h, w) of the logits.
+        input_size, stride: as in ``first_prompt``; grid: (h, w) of the logits.
     """
-    stride = input_size / truth.shape[-1]
-    prompts, ambiguous = first_prompt(truth, keys, config, input_size, grid)
+    prompts, ambiguous = first_prompt(truth, keys, config, input_size, stride, grid)
     # The first round gives the three masks, and the single one too where some object may start with many points.
     first_masks = None if len(config.num_points) > 1 else True
     for index in range(config.rounds):

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sam_ds.config.schema import Recipe
+from sam_ds.config import curriculum
+from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
 from sam_ds.modeling.presets import build_sam
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
 from sam_ds.ops.rasterize import rasterize
 from sam_ds.prompts.draws import object_keys
 from sam_ds.prompts.rollout import clickless_round, rollout
-from sam_ds.types import SegmentBatch, _Tensors
+from sam_ds.types import SegmentBatch
 
 
 @dataclass(frozen=True)
-class SegmentInputs(_Tensors):
-    """A batch on the device, ready for ``forward``. H = W is the side of the loss's grid."""
+class SegmentInputs:
+    """A batch on the device, ready for ``forward``. S is the pictures' side, H = W that of the loss's grid."""
 
     images: Tensor  # float32 [B, 3, S, S]  normalised, zero where padded
     picture: Tensor  # int64 [O]
@@ -29,6 +32,8 @@ class SegmentInputs(_Tensors):
     weights: Tensor  # float32 [O]          0 for an object that the crop left nothing of
     keys: Tensor  # int64 [O]            of every draw
     clickless: Tensor  # int64 []             the round that adds no point
+    origin: Tensor  # int64 [2]            the token (x, y) of the model's input that the pictures start at
+    prompts: PromptConfig  # as the curriculum has it
 
     @property
     def count(self) -> Tensor:
@@ -54,7 +59,7 @@ class SegmentImages(nn.Module):
         return {"once": list(self.model.image_encoder.blocks), "reused": [self.model.mask_decoder]}
 
     def leaf_modules(self) -> list[type[nn.Module]]:
-        """Classes that ZeRO-3 gathers as a whole: they are small, run in every round and read their children's weights."""
+        """Classes that ZeRO-3 gathers whole: they are small, run in every round and read their children's weights."""
         return [PromptEncoder, MaskDecoder]
 
     @property
@@ -72,22 +77,32 @@ class SegmentImages(nn.Module):
     @torch.no_grad()
     def prepare(self, batch: SegmentBatch, step: int) -> SegmentInputs:
         """Normalise the pictures and rasterise the masks, where the batch is. ``step`` decides the clickless round."""
-        config = self.model.config
-        side = config.image_size if self.recipe.loss.resolution == "input" else self.model.logits_size
-        stride = config.image_size // side
+        recipe = curriculum.at(self.recipe, step)
+        image_side = batch.images.shape[-1]
+        stride = 1 if recipe.loss.resolution == "input" else self.model.logits_stride
+        side = image_side // stride
         to_source = batch.to_source[batch.picture].clone()  # [O, 2, 3]
         to_source[..., :2] *= stride  # from cells of the loss's grid
         truth = rasterize(batch.runs, to_source, (side, side)).bool()
-        clickless = clickless_round(self.recipe.seed, step, self.recipe.prompts)
+        clickless = clickless_round(recipe.seed, step, recipe.prompts)
         return SegmentInputs(
             images=self.model.normalize(batch.images, batch.valid_sizes),
             picture=batch.picture,
             truth=truth,
             valid=(-(-batch.valid_sizes // stride))[batch.picture],
             weights=truth.flatten(1).any(1).float(),
-            keys=object_keys(self.recipe.seed, batch.positions[batch.picture], batch.mask_ids),
+            keys=object_keys(recipe.seed, batch.positions[batch.picture], batch.mask_ids),
             clickless=torch.tensor(clickless, device=batch.images.device),
+            origin=torch.tensor(self._origin(image_side, step), device=batch.images.device),
+            prompts=recipe.prompts,
         )
+
+    def _origin(self, side: int, step: int) -> list[int]:
+        """The token at which pictures of ``side`` start, drawn from (seed, step): all ranks share it."""
+        config = self.model.config
+        room = config.grid_size - side // config.patch_size
+        rng = random.Random(f"origin {self.recipe.seed} {step}")
+        return [rng.randint(0, room), rng.randint(0, room)]
 
     def forward(self, inputs: SegmentInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, summed over its objects and divided by ``normalizer``.
@@ -99,26 +114,29 @@ class SegmentImages(nn.Module):
         Returns:
             the loss, and the same sums of its parts for the log: the first and the last round's apart where it matters.
         """
-        recipe, model = self.recipe, self.model
-        embeddings = model.encode(inputs.images)  # [B, D, g, g]
+        config, model = self.recipe.loss, self.model
+        side = inputs.images.shape[-1]
+        logits_side = side // model.logits_stride
+        embeddings = model.encode(inputs.images, inputs.origin)  # [B, D, g, g]
         rounds = [
-            round_loss(prediction, allowed, inputs.truth, inputs.valid, recipe.loss)
+            round_loss(prediction, allowed, inputs.truth, inputs.valid, config)
             for prediction, allowed in rollout(
-                model.decode,
+                partial(model.decode, origin=inputs.origin),
                 embeddings,
                 inputs.picture,
                 inputs.truth,
                 _inside(inputs),
                 inputs.keys,
                 inputs.clickless,
-                recipe.prompts,
+                inputs.prompts,
                 model.config.image_size,
-                (model.logits_size, model.logits_size),
+                side // inputs.truth.shape[-1],
+                (logits_side, logits_side),
             )
         ]
         weights = inputs.weights / normalizer
-        total = sum((weights * r.total).sum() for r in rounds)
-        if recipe.loss.mean_over_rounds:
+        total = torch.stack([(weights * r.total).sum() for r in rounds]).sum()
+        if config.mean_over_rounds:
             total = total / len(rounds)
         return total, _logs(rounds, weights)
 

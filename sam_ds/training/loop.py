@@ -28,7 +28,7 @@ def train(run: Run) -> TrainState:
             result = run.engine.train_step(batches, step)
             state = state.after(pictures, result.skipped)
             _check(state)
-            run.meter.add(result, pictures)
+            run.meter.add(result, pictures, run.kit.rounds(run.recipe, step))
             run.progress.advance()
             evaluate, save = (_due(state.step, every, train.steps) for every in (train.eval_every, train.save_every))
             if evaluate or save or _due(state.step, train.log_every, train.steps):

@@ -12,19 +12,21 @@ from sam_ds.tracking.meters import Throughput, peak_memory
 class StepMeter:
     """Adds logs up on the device and reads them once a report."""
 
-    def __init__(self, engine: Engine, rounds: int) -> None:
-        """``rounds``: how often an object is decoded in a step."""
-        self._engine, self._rounds = engine, rounds
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._throughput = Throughput()
         self._last: StepResult | None = None
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
-    def add(self, result: StepResult, pictures: int) -> None:
-        """One step of ``pictures`` on all ranks. A skipped step counts for the throughput, but not for the means."""
+    def add(self, result: StepResult, pictures: int, rounds: int) -> None:
+        """One step of ``pictures`` on all ranks, whose objects were decoded ``rounds`` times.
+
+        A skipped step counts for the throughput, but not for the means.
+        """
         self._last = result
         # The count was ready before the forward, and the check of the norm has waited for the step: this is free.
-        self._throughput.add(pictures, int(result.count) * self._rounds)
+        self._throughput.add(pictures, int(result.count) * rounds)
         if result.skipped:
             return
         self._steps += 1

@@ -90,7 +90,7 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
         engine=engine,
         loader=loader,
         tracker=tracker,
-        meter=StepMeter(engine, kit.rounds(recipe)),
+        meter=StepMeter(engine),
         evaluations=Evaluations(recipe, kit, folder, tracker),
         progress=Progress(recipe.train.steps, state.step, enabled=main),
         state=state,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sam_ds.config import curriculum
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
 from sam_ds.data.index import Index, open_index, open_splits
@@ -47,9 +48,8 @@ class SegmentImagesKit:
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainLoader:
         return TrainLoader(
             self.splits[0],
-            recipe.data,
+            recipe,
             PRESETS[recipe.model.preset].image_size,
-            recipe.seed,
             config.micro_batch,
             config.accumulation,
             distributed.rank(),
@@ -57,8 +57,8 @@ class SegmentImagesKit:
             quarantine,
         )
 
-    def rounds(self, recipe: Recipe) -> int:
-        return recipe.prompts.rounds
+    def rounds(self, recipe: Recipe, step: int) -> int:
+        return curriculum.at(recipe, step).prompts.rounds
 
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """A disc of the training masks' mean area at the click, by both rules for more clicks."""

@@ -39,7 +39,7 @@ class Kit(Protocol):
         """This rank's part of the stream."""
         ...
 
-    def rounds(self, recipe: Recipe) -> int:
+    def rounds(self, recipe: Recipe, step: int) -> int:
         """How often an object is decoded in a step."""
         ...
 

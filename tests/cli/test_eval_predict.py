@@ -160,7 +160,7 @@ class Recorder(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = build_sam(recipes.get("tiny").model).config
-        self.logits_size = 4 * self.config.grid_size
+        self.logits_stride = self.config.patch_size // 4
 
     def normalize(self, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         self.valid = valid.tolist()
@@ -171,9 +171,9 @@ class Recorder(torch.nn.Module):
 
     def decode(self, embeddings: torch.Tensor, picture: object, prompts: object, multimask: bool) -> Prediction:
         self.prompts, self.multimask = prompts, multimask
-        stride = self.config.image_size / self.logits_size
-        line = 20 - (torch.arange(self.logits_size) + 0.5) * stride
-        masks = line.expand(1, 3 if multimask else 1, self.logits_size, -1)
+        side = 4 * self.config.grid_size
+        line = 20 - (torch.arange(side) + 0.5) * self.logits_stride
+        masks = line.expand(1, 3 if multimask else 1, side, -1)
         return Prediction(masks, torch.ones(masks.shape[:2]))
 
 

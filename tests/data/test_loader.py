@@ -15,7 +15,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import DataConfig, EvalConfig, TransformConfig
+from sam_ds.config.schema import DataConfig, EvalConfig, Recipe, TransformConfig
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import EvalLoader, TrainLoader
 from sam_ds.ops.rasterize import rasterize
@@ -31,7 +31,7 @@ DATA = DataConfig(
 
 def _train(folder: Path, rank: int = 0, world: int = 1, data: DataConfig = DATA, **changes) -> TrainLoader:
     options = {"micro_batch": 2, "accumulation": 4 // world, "quarantine": None, **changes}
-    return TrainLoader(open_index(folder), data, SIDE, 5, rank=rank, world=world, **options)
+    return TrainLoader(open_index(folder), Recipe("t", seed=5, data=data), SIDE, rank=rank, world=world, **options)
 
 
 def _tensors(batch) -> Iterator[tuple[str, torch.Tensor]]:
@@ -173,7 +173,7 @@ def test_loaders_can_be_pickled(drawn: Path) -> None:
     """So that processes can be spawned as well as forked."""
     loader = _train(drawn / "train")
     copy = pickle.loads(pickle.dumps(loader._dataset))
-    assert _same(copy[[0, 1]].batch, loader._dataset[[0, 1]].batch)
+    assert _same(copy[0, [0, 1]].batch, loader._dataset[0, [0, 1]].batch)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -205,7 +205,7 @@ def test_real_pictures(data_dir: Path) -> None:
         index = open_index(data_dir / name / "val")
         batches = list(EvalLoader(index, DataConfig(workers=0), 128, EvalConfig(batch=8, max_pictures=8), 0, 1))
         assert sum(len(b.runs) for b in batches) > 8
-        micros = next(TrainLoader(index, DATA, 128, 0, 4, 1, 0, 1, None).steps(0))
+        micros = next(TrainLoader(index, Recipe("t", data=DATA), 128, 4, 1, 0, 1, None).steps(0))
         assert len(micros[0].runs) > 0
 
 

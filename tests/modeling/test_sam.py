@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sam_ds.config.errors import UserError
@@ -12,7 +14,7 @@ from sam_ds.config.schema import ModelConfig
 from sam_ds.modeling.convert import save_weights
 from sam_ds.modeling.presets import PRESETS, SamConfig, build_sam
 from sam_ds.modeling.sam import Sam
-from sam_ds.modeling.vit import DropPath
+from sam_ds.modeling.vit import DropPath, distances
 from sam_ds.types import MASKED, POSITIVE, Prompts
 
 from .conftest import SMALL
@@ -96,10 +98,36 @@ def test_no_objects_is_no_special_case(sam: Sam) -> None:
     assert iou.shape == (0, 3)
 
 
-def test_a_larger_picture_resizes_relative_positions(sam: Sam) -> None:
-    block = sam.image_encoder.blocks[1]
-    grid = SMALL.grid_size + 3
-    assert block(torch.randn(1, grid, grid, SMALL.embed_dim)).shape == (1, grid, grid, SMALL.embed_dim)
+def test_a_crop_is_encoded_as_the_part_of_the_input_it_is() -> None:
+    """Where no attention and no convolution reaches beyond the crop, it makes no difference that there is one."""
+    sam = Sam(replace(SMALL, global_blocks=(), depth=2))
+    nn.init.normal_(sam.image_encoder.pos_embed)
+    images = torch.randn(1, 3, SMALL.image_size, SMALL.image_size)
+    whole = sam.encode(images)
+    crop = sam.encode(images[..., 32:64, :32], origin=torch.tensor([0, 4]))  # 4 x 4 tokens are a window
+    assert_close(crop[..., 1:-1, :-1], whole[..., 5:7, :3], rtol=1e-5, atol=1e-5)  # the neck sees one token around
+
+
+def test_relative_positions_of_a_crop_are_those_of_its_distances() -> None:
+    table = torch.arange(-9.0, 10.0)[:, None]  # 10 tokens
+    assert distances(table, 4).flatten().tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    assert distances(table, 10) is table or torch.equal(distances(table, 10), table)
+
+
+def test_prompts_of_a_crop_are_placed_in_the_whole(sam: Sam) -> None:
+    generator = torch.Generator().manual_seed(0)
+    side, origin = 4, torch.tensor([3, 5])
+    points = torch.rand(2, 2, 2, generator=generator) * side * SMALL.patch_size
+    inside = Prompts(
+        points, torch.tensor([[1, -1], [0, -1]]), torch.zeros(2, 1, 4 * side, 4 * side), torch.zeros(2) > 0
+    )
+    whole = replace(make_prompts(2), points=points + origin * SMALL.patch_size, labels=inside.labels)
+    tokens, dense, positions = sam.prompt_encoder(inside, origin)
+    all_tokens, _, all_positions = sam.prompt_encoder(whole)
+    assert_close(tokens, all_tokens, rtol=1e-5, atol=1e-5)
+    assert dense.shape == (2, side * side, SMALL.prompt_dim)
+    grid = all_positions.view(SMALL.grid_size, SMALL.grid_size, -1)[5 : 5 + side, 3 : 3 + side]
+    assert_close(positions, grid.flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean() -> None:

@@ -1,5 +1,6 @@
 """The rounds, point source, fed-back masks and mask counts of SAM's interactive training."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from sam_ds.prompts.rollout import clickless_round, rollout
 from sam_ds.types import BOTTOM_RIGHT, MASKED, NEGATIVE, PAD, POSITIVE, TOP_LEFT, Prediction
 
 SIZE, GRID, INPUT = 32, 16, 64
+STRIDE = INPUT // SIZE
 
 
 def squares(count):
@@ -44,7 +46,17 @@ def run(config, truth, clickless=3, logits=None):
     inside = torch.ones_like(truth)
     rounds = list(
         rollout(
-            decoder, None, None, truth, inside, keys(len(truth)), torch.tensor(clickless), config, INPUT, (GRID, GRID)
+            decoder,
+            None,
+            None,
+            truth,
+            inside,
+            keys(len(truth)),
+            torch.tensor(clickless),
+            config,
+            INPUT,
+            STRIDE,
+            (GRID, GRID),
         )
     )
     return rounds, decoder.asked
@@ -57,7 +69,7 @@ def test_the_papers_eleven_rounds():
     assert [p.points.shape[1] for p, _ in asked] == list(range(3, 14))  # one slot more a round, two for a box
     assert not asked[0][0].has_mask.any() and all(p.has_mask.all() for p, _ in asked[1:])
     clicks = [((p.labels == POSITIVE) | (p.labels == NEGATIVE)).sum(1).float().mean().item() for p, _ in asked]
-    added = [round(b - a, 3) for a, b in zip(clicks, clicks[1:], strict=False)]
+    added = [round(b - a, 3) for a, b in itertools.pairwise(clicks)]
     assert added == [1, 1, 0, 1, 1, 1, 1, 1, 1, 0]  # round 3 and the last add none
 
 
@@ -94,7 +106,7 @@ def test_the_mask_with_the_highest_predicted_iou_is_fed_back():
 
 def test_first_prompts_are_half_points_half_noisy_boxes():
     truth = squares(1).expand(4000, -1, -1)
-    prompts, ambiguous = first_prompt(truth, keys(4000), PromptConfig(), INPUT, (GRID, GRID))
+    prompts, ambiguous = first_prompt(truth, keys(4000), PromptConfig(), INPUT, STRIDE, (GRID, GRID))
     assert ambiguous.all()
     is_box = prompts.labels[:, 1] == TOP_LEFT
     assert abs(is_box.float().mean() - 0.5) < 0.03
@@ -108,7 +120,7 @@ def test_first_prompts_are_half_points_half_noisy_boxes():
 def test_box_noise_is_a_tenth_of_the_side_where_the_limit_allows():
     truth = squares(1).expand(4000, -1, -1)
     config = PromptConfig(point=0, box=1, box_noise_max=1000)
-    prompts, _ = first_prompt(truth, keys(4000), config, INPUT, (GRID, GRID))
+    prompts, _ = first_prompt(truth, keys(4000), config, INPUT, STRIDE, (GRID, GRID))
     torch.testing.assert_close(
         prompts.points[:, 1:].flatten(1).std(0), torch.tensor([1.4, 3.0, 1.4, 3.0]), rtol=0.05, atol=0
     )
@@ -117,7 +129,7 @@ def test_box_noise_is_a_tenth_of_the_side_where_the_limit_allows():
 def test_mixed_prompts_of_the_curriculum():
     config = PromptConfig(point=0.5, box=0.3, mask=0.15, none=0.05, num_points=(0.4, 0.3, 0.15, 0.1, 0.05))
     truth = squares(8).repeat(1000, 1, 1)
-    prompts, ambiguous = first_prompt(truth, keys(8000), config, INPUT, (GRID, GRID))
+    prompts, ambiguous = first_prompt(truth, keys(8000), config, INPUT, STRIDE, (GRID, GRID))
     num_points = (prompts.labels[:, :-2] == POSITIVE).sum(1)
     is_box, is_mask = prompts.labels[:, -2] == TOP_LEFT, prompts.has_mask
     nothing = (num_points == 0) & ~is_box & ~is_mask

@@ -49,7 +49,7 @@ def one_graph(folder: Path, stage: int, checkpointing: str) -> Any:
         batch = kit.example(recipe, step * world + rank)
         inputs = engine.task.prepare(batch, step)
         side = engine.task.model.config.image_size
-        first = first_prompt(inputs.truth, inputs.keys, recipe.prompts, side, (4, 4))
+        first = first_prompt(inputs.truth, inputs.keys, recipe.prompts, side, 1, (4, 4))
         labels.append(first.prompts.labels.tolist())
         losses.append(distributed.mean_logs(engine.train_step([batch], step).logs)["loss/total"])
     weights = engine_cases.digest(engine.state_dict(everywhere=True))
@@ -109,7 +109,7 @@ def global_batches(folder: Path, data: str, accumulation: int) -> Any:
     kit, recipe = tasks.kit("segment_images"), tiny()
     kit.open_data(data, None)
     world, rank = distributed.world_size(), distributed.rank()
-    loader = TrainLoader(kit.splits[0], recipe.data, 64, 5, 2, accumulation, rank, world, None)
+    loader = TrainLoader(kit.splits[0], recipe, 64, 2, accumulation, rank, world, None)
     seen = []
     for _, batches in zip(range(3), loader.steps(0), strict=False):
         mine = [

@@ -57,10 +57,14 @@ class ImageEncoder(nn.Module):
             LayerNorm2d(out_dim),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] float to [B, out_dim, g, g], in channels-last memory."""
+    def forward(self, images: Tensor, origin: Tensor | None = None) -> Tensor:
+        """[B, 3, S, S] float to [B, out_dim, g, g], in channels-last memory.
+
+        The pictures may be smaller than the model's input; they are then taken for the part of it whose first
+        token is ``origin``, int64 [2] (x, y).
+        """
         x = self.patch_embed(images)  # [B, g, g, D]
-        x = x + self.pos_embed
+        x = x + crop_grid(self.pos_embed, origin, x.shape[1])
         for block in self.blocks:
             x = block(x)
         return self._neck(x)
@@ -71,3 +75,11 @@ class ImageEncoder(nn.Module):
         x = norm1(conv1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         x = norm2(conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
+
+
+def crop_grid(grid: Tensor, origin: Tensor | None, side: int) -> Tensor:
+    """The square of ``side`` cells at ``origin`` (x, y; None: the first cell) of [1, g, g, D]. No host sync."""
+    if origin is None:
+        return grid[:, :side, :side]
+    cells = torch.arange(side, device=grid.device)
+    return grid.index_select(1, origin[1] + cells).index_select(2, origin[0] + cells)

@@ -44,12 +44,15 @@ class RandomPositions(nn.Module):
             phases = 2 * math.pi * ((2 * places.float() - 1) @ matrix)
         return torch.cat([phases.sin(), phases.cos()], dim=-1)
 
-    def grid(self, size: int) -> Tensor:
-        """[size * size, 2 * num_features]: the centres of a square grid's cells, row by row."""
+    def grid(self, side: int, origin: Tensor | int, size: int) -> Tensor:
+        """[side * side, 2 * num_features]: the centres of the cells of a square at ``origin`` (x, y), row by row.
+
+        ``size``: cells along the side of the whole grid.
+        """
         device = self.positional_encoding_gaussian_matrix.device
-        centers = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size
-        y, x = torch.meshgrid(centers, centers, indexing="ij")
-        return self(torch.stack([x, y], dim=-1)).flatten(0, 1)
+        cells = torch.arange(side, dtype=torch.float32, device=device) + 0.5
+        y, x = torch.meshgrid(cells, cells, indexing="ij")
+        return self((torch.stack([x, y], dim=-1) + origin) / size).flatten(0, 1)
 
 
 class PromptEncoder(nn.Module):
@@ -74,8 +77,11 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, dim)
 
-    def forward(self, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, prompts: Prompts, origin: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Embed the prompts of O objects.
+
+        Args:
+            origin: int64 [2], the first cell (x, y) of the part of the picture's grid that is shown.
 
         Returns:
             tokens: [O, P, dim].
@@ -84,9 +90,11 @@ class PromptEncoder(nn.Module):
         All of the weights' type.
         """
         dtype = self.no_mask_embed.weight.dtype
-        tokens = self._embed_points(prompts.points, prompts.labels).to(dtype)
+        start = 0 if origin is None else origin
+        points = prompts.points + start * (self.image_size // self.grid_size)
+        tokens = self._embed_points(points, prompts.labels).to(dtype)
         dense = self._embed_masks(prompts.masks, prompts.has_mask)
-        return tokens, dense, self.pe_layer.grid(self.grid_size).to(dtype)
+        return tokens, dense, self.pe_layer.grid(prompts.masks.shape[-1] // 4, start, self.grid_size).to(dtype)
 
     def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """[O, P, 2] pixels and [O, P] labels to [O, P, dim] in float32."""
@@ -108,7 +116,7 @@ class PromptEncoder(nn.Module):
         chosen = has_mask.view(-1, 1, 1)
         # An absent mask may hold anything, even NaN, which 0 * NaN would carry into the weights' gradients.
         masks = torch.where(chosen, masks.squeeze(1), 0.0).to(conv1.weight.dtype)
-        g = self.grid_size
+        g = masks.shape[-1] // 4
         x = masks.reshape(-1, g, 2, 2, g, 2, 2).permute(0, 3, 6, 2, 5, 1, 4)  # [O, 2, 2 (pixel), 2, 2 (block), g, g]
         x = conv1.weight.flatten(1) @ x.reshape(-1, 4, 4 * g * g) + conv1.bias[:, None]
         x = gelu(norm1.channels_first(x)).unflatten(2, (4, g * g)).flatten(1, 2)  # [O, mask_channels / 4 * 4, g * g]

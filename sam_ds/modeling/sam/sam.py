@@ -51,9 +51,9 @@ class Sam(nn.Module):
         )
 
     @property
-    def logits_size(self) -> int:
-        """Pixels along a side of mask logits and mask prompts."""
-        return 4 * self.config.grid_size
+    def logits_stride(self) -> int:
+        """Pixels of the input along the side of a pixel of mask logits and mask prompts."""
+        return self.config.patch_size // 4
 
     def normalize(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
         """Standardise pixels and blank what is not picture.
@@ -72,11 +72,22 @@ class Sam(nn.Module):
         valid = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, S, S]
         return torch.where(valid, (images - mean) / std, 0.0)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Normalised pictures [B, 3, S, S] to embeddings [B, D, g, g]."""
-        return self.image_encoder(images)
+    def encode(self, images: Tensor, origin: Tensor | None = None) -> Tensor:
+        """Normalised pictures [B, 3, S, S] to embeddings [B, D, g, g].
 
-    def decode(self, embeddings: Tensor, picture: Tensor, prompts: Prompts, multimask: bool | None) -> Prediction:
+        The pictures may be crops, smaller than the model's input: g is then smaller too, and ``origin``, int64 [2]
+        (x, y), the token of the input's grid that they start at.
+        """
+        return self.image_encoder(images, origin)
+
+    def decode(
+        self,
+        embeddings: Tensor,
+        picture: Tensor,
+        prompts: Prompts,
+        multimask: bool | None,
+        origin: Tensor | None = None,
+    ) -> Prediction:
         """Predict the masks of O objects of B pictures.
 
         Args:
@@ -85,8 +96,9 @@ class Sam(nn.Module):
             prompts: one prompt an object.
             multimask: True, three masks (tokens 1 to 3); False, the single one (token 0); None, all four in
                 order. Only the heads asked for run, so only they and the shared weights get gradients.
+            origin: as for ``encode``; prompts are in pixels of the crop.
         """
-        tokens, dense, grid_positions = self.prompt_encoder(prompts)
+        tokens, dense, grid_positions = self.prompt_encoder(prompts, origin)
         cells = embeddings.flatten(2).transpose(1, 2).to(dense.dtype)  # [B, g * g, D], a view
         cells = cells.index_select(0, picture) + dense
         masks, iou = self.mask_decoder(cells, grid_positions, tokens, prompts.labels == MASKED, multimask)
