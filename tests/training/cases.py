@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def resume(folder: Path, data: str, stage: int) -> Any:
 
 
 def global_batches(folder: Path, data: str, accumulation: int) -> Any:
-    """Which pictures, in which order and with which draws, the ranks together see in three steps."""
+    """Which pictures with which draws the ranks together see in three steps, by their place in the stream."""
     kit, recipe = tasks.kit("segment_images"), tiny()
     kit.open_data(data, None)
     world, rank = distributed.world_size(), distributed.rank()
@@ -113,9 +114,9 @@ def global_batches(folder: Path, data: str, accumulation: int) -> Any:
     seen = []
     for _, batches in zip(range(3), loader.steps(0), strict=False):
         mine = [
-            [b.positions.tolist(), b.sample_ids.tolist(), b.mask_ids.tolist(), int(b.images.long().sum())]
+            [int(b.positions[i]), int(b.sample_ids[i]), b.mask_ids[b.picture == i].tolist(), int(b.images[i].sum())]
             for b in batches
+            for i in range(len(b))
         ]
-        everyone = distributed.gather(mine)
-        seen.append([everyone[r][micro] for micro in range(accumulation) for r in range(world)])
+        seen.append(sorted(itertools.chain(*distributed.gather(mine))))
     return json.loads(json.dumps(seen))
