@@ -14,6 +14,7 @@ class ModelConfig:
     preset: str = "vit_b"  # a name in modeling.presets
     drop_path: float = 0.0  # stochastic depth of the last encoder block, rising linearly from 0
     init: str = ""  # a .pth or .safetensors to start from; empty: random
+    position_prior: float = 0.0  # random weights: how much prompts attend to their own place at first; 0: as released
     checkpointing: str = "none"  # none | torch | fairscale: recompute encoder blocks (and decoder rounds) in backward
     checkpoint_offload: bool = False  # fairscale only: keep the recomputation's inputs in host memory
     attention: str = "auto"  # auto | reference | sdpa: which rel_pos_attention

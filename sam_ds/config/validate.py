@@ -25,6 +25,7 @@ _CHANCE = (0.0, 1.0)
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "model.drop_path": (0.0, 0.99),
+    "model.position_prior": (0.0, _INF),
     "data.max_masks": (1, _INF),
     "data.crop_size": (0, _INF),
     "data.max_area": (0.0, 1.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sam_ds.config.schema import (
+    CurriculumConfig,
     DataConfig,
     EvalConfig,
     LossConfig,
@@ -21,20 +22,43 @@ def tiny() -> Recipe:
 
     make train
 
-    Hardware: two CPU cores.
+    Hardware: two CPU cores, about a quarter of an hour. The README has the scores. All numbers are this project's.
 
-    What differs from the SAM recipes, and why: the loss is taken on the logits' grid and there are four rounds
-    instead of eleven, because a CPU must get through many objects in minutes; no layer decay, because there are
-    no pre-trained weights to keep.
+    SAM's own recipe starts from an encoder pre-trained for thousands of GPU hours and sees millions of objects. From
+    random weights, in minutes, it stays where it starts: predicting nothing is a strong first optimum. So, other
+    than the SAM recipes:
+
+    Model     the decoder's attention starts with prompts attending to their own place (position_prior): where a
+              click points is given and not to be found by chance
+    Loss      1 focal (alpha .8) + 1 dice, not 20 focal (alpha .25): with small objects the latter pushes every pixel
+              to background before dice has a gradient to pull with; on the logits' grid, because a CPU must get
+              through many objects; the predicted IoU of all masks is trained, since few objects are seen
+    Crops     most steps see crops of a quarter of the input's side, which cost a sixteenth; then half, then the whole
+    Rounds    two, later three and four, instead of eleven: more objects for the same time
+    Schedule  cosine to the end; no layer decay, for there are no pre-trained weights to keep
     """
     return Recipe(
         name="tiny",
-        model=ModelConfig(preset="tiny"),
-        data=DataConfig(max_masks=16, workers=1, transforms=TransformConfig(flip=0.5)),
+        model=ModelConfig(preset="tiny", position_prior=5.0),
+        data=DataConfig(
+            max_masks=16,
+            workers=1,
+            transforms=TransformConfig(
+                flip=0.5, scale_jitter=(0.25, 1.25), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05
+            ),
+        ),
         prompts=PromptConfig(correction_rounds=3, extra_rounds=0),
-        loss=LossConfig(resolution="logits"),
-        optim=OptimConfig(lr=8e-4),
-        schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.01),
-        train=TrainConfig(steps=600, log_every=10, eval_every=0, save_every=200),
-        eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=16),
+        loss=LossConfig(
+            focal=1.0, dice=1.0, focal_alpha=0.8, iou_masks="all", resolution="logits", mean_over_rounds=True
+        ),
+        optim=OptimConfig(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.02),
+        train=TrainConfig(steps=1300, log_every=10, eval_every=0, save_every=200),
+        curriculum=CurriculumConfig(
+            parts=(0.83, 0.15, 0.02),
+            crop_sizes=(128, 256, 512),
+            max_masks=(16, 16, 8),
+            correction_rounds=(1, 2, 3),
+        ),
+        eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=0),
     )

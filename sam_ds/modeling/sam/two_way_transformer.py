@@ -17,6 +17,7 @@ picture side is two products with [heads * T, D] matrices an attention, and no t
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from sam_ds.modeling.vit import Mlp
@@ -43,6 +44,18 @@ class Attention(nn.Module):
         q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
         scores = (q * self.scale) @ k.transpose(-2, -1) + mask.to(q.dtype)  # [O, heads, T, T]
         return self.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    @torch.no_grad()
+    def start_at_own_place(self, gain: float) -> None:
+        """Draw random weights with which like attends to like: W_k = W_q, so scores are gain * (W a) . (W b).
+
+        Between positional encodings that is a kernel with its peak where the places are equal. With W_q and W_k
+        drawn apart it has no peak anywhere, and that a point means its own place is left to be found by chance.
+        """
+        self.q_proj.weight.mul_(gain**0.5)
+        self.k_proj.weight.copy_(self.q_proj.weight)
+        self.q_proj.bias.zero_()
+        self.k_proj.bias.zero_()
 
     def _heads(self, x: Tensor) -> Tensor:
         """[O, T, inner] to [O, heads, T, d]."""
@@ -121,6 +134,12 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(TwoWayBlock(dim, num_heads, mlp_dim, first=i == 0) for i in range(depth))
         self.final_attn_token_to_image = TokenToImage(dim, num_heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(dim)
+
+    def start_at_own_place(self, gain: float) -> None:
+        """Let both directions of attention start between places that are alike (``Attention.start_at_own_place``)."""
+        for module in self.modules():
+            if isinstance(module, (TokenToImage, ImageToToken)):
+                module.start_at_own_place(gain)
 
     def forward(self, tokens: Tensor, cells: Tensor, grid_positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Let tokens and picture attend to each other.
