@@ -1,0 +1,278 @@
+"""Training SAM on two ranks of a CPU: ours beside the PyPI package segment-anything in a careful plain PyTorch loop.
+
+Both train a SAM of the same sizes on the same pictures, with as many objects a picture, rounds a step and pictures a
+global batch, on two processes of one thread each. What is counted is (object, round) pairs a second: an object goes
+through the prompt encoder, the mask decoder and the loss once a round. Memory is the most that was resident, from the
+start of the process on (DeepSpeed's import is part of ours), summed over the processes.
+
+  ours    the engine (DeepSpeed, ZeRO-2, gloo), the training loader and the task of a real training: the loader reads
+          and decodes the JPEG and the JSON of every step (in the training process, unless --workers), the task draws
+          the masks, all objects of all pictures go through the decoder together
+  peer    the package's modules; gradients reduced as one flat buffer over gloo. Pictures and masks lie ready in
+          memory, decoded and resized before the clock starts; peer_loop.py lists what else it does to be fast
+
+Both: the first prompt is a point or a box (the peer's: one kind a picture), later ones a pixel drawn from the error and
+the last mask's logits; three masks in the first round and the best of them trained, one mask later; focal, dice and
+IoU losses with the recipe's weights; one backward for all rounds; clipping and fused AdamW. No augmentation.
+
+  input       fp32, the loss on the input's grid
+  logits      fp32, the loss on the logits' grid
+  bf16        ours in DeepSpeed's bf16, the peer under autocast (encoder and decoder, or the encoder alone: the
+              faster), the loss on the logits' grid
+  best        the fastest of all that was measured of each, but with the loss on the logits' grid
+
+Every measurement is made in fresh processes, and the cases take turns, so a busy machine is busy for all of them.
+--cpu-time takes the ratios from the CPU time of the processes instead of the clock; both rates are always saved.
+
+  python benchmarks/bench_peer_training.py [--repeats 3] [--steps 4] [--image-size 512] [--no-save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ranks
+from common import RESULTS, ROOT, append_rows
+
+from sam_ds.config import deepspeed, recipe_file
+from sam_ds.config.schema import CurriculumConfig, Recipe, TransformConfig
+from sam_ds.data.index import Index, open_index
+from sam_ds.data.reader import Reader
+from sam_ds.data.samples import usable_masks
+from sam_ds.data.synthetic import SyntheticConfig, synthesize
+from sam_ds.modeling.presets import PRESETS
+from sam_ds.recipes.tiny import tiny
+
+WORLD = 2
+
+# Case: who, precision, resolution of the loss.
+CASES = {
+    "ours input": ("engine_loop.py", "fp32", "input"),
+    "peer input": ("peer_loop.py", "fp32", "input"),
+    "ours logits": ("engine_loop.py", "fp32", "logits"),
+    "peer logits": ("peer_loop.py", "fp32", "logits"),
+    "ours bf16": ("engine_loop.py", "bf16", "logits"),
+    "peer bf16": ("peer_loop.py", "bf16", "logits"),
+    "peer bf16 encoder": ("peer_loop.py", "bf16 encoder", "logits"),
+}
+# Variant: the cases of ours and of the peer; the fastest of each is taken.
+VARIANTS = {
+    "input": (["ours input"], ["peer input"]),
+    "logits": (["ours logits"], ["peer logits"]),
+    "bf16": (["ours bf16"], ["peer bf16", "peer bf16 encoder"]),
+    "best": (["ours logits", "ours bf16"], ["peer logits", "peer bf16", "peer bf16 encoder"]),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """One run of a case."""
+
+    rate: float  # (object, round) pairs a second of the clock, all ranks
+    cpu_rate: float  # the same a second of CPU time, times the ranks: what the clock would show without waiting
+    peak_mb: float  # all ranks
+    rank_mb: float  # the largest rank
+    held_mb: float  # of it decoded pictures and masks that only the peer keeps, all ranks
+    parameters: int
+    losses: tuple[float, float]  # of rank 0, in the first and the last step
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, source = choose_pictures(args, Path(folder) / "data")
+        runs: dict[str, list[Figures]] = {name: [] for name in CASES}
+        for turn in range(args.repeats):
+            for name, (script, precision, resolution) in CASES.items():
+                settings = make_settings(args, precision, resolution, pictures, Path(folder) / "data")
+                place = Path(folder) / f"{turn} {name}"
+                runs[name].append(figures(ranks.run(script, settings, place), args))
+                _show(name, turn, runs[name][-1])
+    assert len({run.parameters for case in runs.values() for run in case}) == 1, "the models are of different sizes"
+    rows = [{"data": source, **compare(variant, runs, args)} for variant in VARIANTS]
+    report(rows, args)
+    if not args.no_save:
+        append_rows(RESULTS / "peer_training.csv", rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of every case; the medians are reported")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of a run; the median counts")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
+    parser.add_argument("--image-size", type=int, default=PRESETS["tiny"].image_size, help="side of the input")
+    parser.add_argument("--masks", type=int, default=8, help="objects a picture")
+    parser.add_argument("--pictures", type=int, default=2, help="pictures a rank and step")
+    parser.add_argument("--rounds", type=int, default=4, help="of prompts a step")
+    parser.add_argument("--pool", type=int, default=16, help="different pictures")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes a rank of ours; 0: none")
+    parser.add_argument("--cpu-time", action="store_true", help="ratios of CPU time instead of the clock's")
+    parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/peer_training.csv")
+    return parser.parse_args()
+
+
+def choose_pictures(args: argparse.Namespace, folder: Path) -> tuple[list[tuple[str, list[int]]], str]:
+    """Copy pictures that have enough masks to ``folder``, and index it.
+
+    Returns:
+        the name of each without its extension with the masks that the peer takes, and what pictures they are.
+    """
+    index, source = _source(folder.parent / "synthetic")
+    recipe = make_recipe(args, "input")
+    reader, chosen = Reader(index), []
+    folder.mkdir()
+    for sample in random.Random(0).sample(range(len(index)), len(index)):
+        raw = reader.read(sample)
+        masks = usable_masks(raw, recipe.data).ids.tolist()
+        if len(masks) < args.masks or len(chosen) == args.pool:
+            continue
+        stem = Path(index.name(sample)).stem
+        image = {"image_id": sample, "height": raw.size[0], "width": raw.size[1], "file_name": f"{stem}.jpg"}
+        (folder / f"{stem}.jpg").write_bytes(raw.jpeg)
+        (folder / f"{stem}.json").write_text(json.dumps({"image": image, "annotations": raw.annotations}))
+        chosen.append((stem, random.Random(sample).sample(masks, args.masks)))
+    if len(chosen) < WORLD:
+        raise SystemExit(f"{len(chosen)} pictures of {source} have {args.masks} masks: give fewer --masks")
+    open_index(folder)  # built once, before two ranks look for it
+    return chosen, source
+
+
+def _source(synthetic: Path) -> tuple[Index, str]:
+    data = Path(os.environ.get("SAM_DS_DATA", ROOT / ".." / "shared" / "data")) / "nuclei" / "train"
+    if data.is_dir():
+        return open_index(data), "nuclei"
+    synthesize(synthetic, SyntheticConfig(train=60, val=1, objects=(20, 40)))
+    index = open_index(synthetic / "train")
+    shutil.rmtree(synthetic / "val")
+    return index, "drawn scenes"
+
+
+def make_recipe(args: argparse.Namespace, resolution: str) -> Recipe:
+    """The tiny recipe's losses and optimizer, on whole pictures from the first step on and without augmentation."""
+    recipe = tiny()
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(
+            recipe.data, max_masks=args.masks, crop_size=0, workers=args.workers, transforms=TransformConfig()
+        ),
+        prompts=dataclasses.replace(recipe.prompts, correction_rounds=args.rounds - 1, extra_rounds=0),
+        loss=dataclasses.replace(recipe.loss, resolution=resolution),
+        curriculum=CurriculumConfig(),
+    )
+
+
+def make_settings(
+    args: argparse.Namespace, precision: str, resolution: str, pictures: list[tuple[str, list[int]]], data: Path
+) -> dict[str, Any]:
+    """What both loops are given."""
+    model = dataclasses.replace(PRESETS["tiny"], image_size=args.image_size)
+    config = deepspeed.load("zero2_local").raw
+    config |= {"train_batch_size": WORLD * args.pictures, "train_micro_batch_size_per_gpu": args.pictures}
+    if precision == "fp32":
+        config["bf16"] = {"enabled": False}
+    return {
+        "world": WORLD,
+        "model": dataclasses.asdict(model),
+        "grid": model.grid_size,
+        "recipe": recipe_file.to_dict(make_recipe(args, resolution)),
+        "deepspeed": config,
+        "precision": precision,  # the peer's; ours has it in the DeepSpeed config
+        "micro_batch": args.pictures,
+        "warmup": args.warmup,
+        "steps": args.steps,
+        "data": str(data),
+        "pictures": pictures,
+    }
+
+
+def figures(results: list[dict[str, Any]], args: argparse.Namespace) -> Figures:
+    """Of what the ranks of a run wrote. A step's time is its slowest rank's, its CPU time that of all."""
+    objects = {sum(step) for step in zip(*(result["objects"] for result in results), strict=True)}
+    expected = WORLD * args.pictures * args.masks
+    assert objects == {expected}, f"{objects} objects a step instead of {expected}"
+    wall = statistics.median(max(step) for step in zip(*(result["wall"] for result in results), strict=True))
+    cpu = statistics.median(sum(step) for step in zip(*(result["cpu"] for result in results), strict=True))
+    losses = results[0]["loss"]
+    return Figures(
+        rate=expected * args.rounds / wall,
+        cpu_rate=expected * args.rounds / cpu * WORLD,
+        peak_mb=sum(result["peak_mb"] for result in results),
+        rank_mb=max(result["peak_mb"] for result in results),
+        held_mb=sum(result["held_mb"] for result in results),
+        parameters=results[0]["parameters"],
+        losses=(losses[0], losses[-1]),
+    )
+
+
+def _show(name: str, turn: int, run: Figures) -> None:
+    first, last = run.losses
+    print(
+        f"run {turn + 1}  {name:18} {run.rate:7.1f} a second  {run.cpu_rate:7.1f} a CPU second × {WORLD}"
+        f"  {run.peak_mb:6.0f} MB  loss {first:.3f} to {last:.3f}",
+        flush=True,
+    )
+
+
+def compare(variant: str, runs: dict[str, list[Figures]], args: argparse.Namespace) -> dict[str, Any]:
+    """A row of the table: medians over the runs, and the range of the ratios of runs that followed each other."""
+
+    def rate(run: Figures) -> float:
+        return run.cpu_rate if args.cpu_time else run.rate
+
+    def median(case: str, field: str) -> float:
+        return statistics.median(getattr(run, field) for run in runs[case])
+
+    ours, peer = (
+        max(cases, key=lambda case: statistics.median(rate(run) for run in runs[case])) for cases in VARIANTS[variant]
+    )
+    row: dict[str, Any] = {"variant": variant, "ours_case": ours, "peer_case": peer}
+    for side, case in (("ours", ours), ("peer", peer)):
+        row |= {f"{side}_{field}": round(median(case, field), 1) for field in ("rate", "cpu_rate")}
+        row |= {f"{side}_{field}": round(median(case, field)) for field in ("peak_mb", "rank_mb", "held_mb")}
+    ratios = [rate(a) / rate(b) for a, b in zip(runs[ours], runs[peer], strict=True)]
+    kind = "cpu_rate" if args.cpu_time else "rate"
+    row |= {
+        "ratio": round(median(ours, kind) / median(peer, kind), 2),
+        "ratio_low": round(min(ratios), 2),
+        "ratio_high": round(max(ratios), 2),
+        "memory_ratio": round(median(ours, "peak_mb") / median(peer, "peak_mb"), 2),
+        "parameters": runs[ours][0].parameters,
+    }
+    options = ("cpu_time", "image_size", "masks", "pictures", "rounds", "workers", "steps", "repeats")
+    return row | {name: getattr(args, name) for name in options}
+
+
+def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    print(
+        f"\n{rows[0]['data']}, {args.image_size} px, {WORLD} ranks × {args.pictures} pictures × {args.masks} objects × "
+        f"{args.rounds} rounds, {rows[0]['parameters']:,} parameters; medians of {args.repeats} runs of {args.steps} "
+        f"steps; ratios of {'CPU time' if args.cpu_time else 'wall time'}"
+    )
+    print(
+        f"         (object, round) a second                a CPU second × {WORLD}  most memory, MB, of the ranks (one)"
+    )
+    print("variant     ours    peer   ratio (range)           ours    peer          ours         peer  ratio")
+    for row in rows:
+        spread = f"({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
+        ours, peer = (f"{row[f'{side}_peak_mb']} ({row[f'{side}_rank_mb']})" for side in ("ours", "peer"))
+        print(
+            f"{row['variant']:8} {row['ours_rate']:7.1f} {row['peer_rate']:7.1f} {row['ratio']:7.2f} {spread:13}"
+            f" {row['ours_cpu_rate']:10.1f} {row['peer_cpu_rate']:7.1f}"
+            f"  {ours:>12} {peer:>12} {row['memory_ratio']:6.2f}"
+        )
+    print(f"best: ours is {rows[-1]['ours_case']!r}, the peer is {rows[-1]['peer_case']!r}")
+    held = max(row["peer_held_mb"] for row in rows)
+    print(f"pictures and masks kept ready are at most {held} MB of the peer's memory")
+
+
+if __name__ == "__main__":
+    main()
