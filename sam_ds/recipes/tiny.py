@@ -60,5 +60,5 @@ def tiny() -> Recipe:
             max_masks=(16, 16, 8),
             correction_rounds=(1, 2, 3),
         ),
-        eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=0),
+        eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=32),
     )

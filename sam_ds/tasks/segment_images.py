@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sam_ds.config import curriculum
+from sam_ds.config.errors import UserError
 from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
-from sam_ds.modeling.presets import build_sam
+from sam_ds.modeling.presets import SamConfig, build_sam
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
 from sam_ds.ops.rasterize import rasterize
 from sam_ds.prompts.draws import object_keys
@@ -48,6 +49,8 @@ class SegmentImages(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.model = build_sam(recipe.model)
+        for _, stage in curriculum.stages(recipe):
+            _check_crop(stage.data.crop_size, self.model.config)
 
     @property
     def encoder(self) -> nn.Module:
@@ -139,6 +142,14 @@ class SegmentImages(nn.Module):
         if config.mean_over_rounds:
             total = total / len(rounds)
         return total, _logs(rounds, weights)
+
+
+def _check_crop(side: int, config: SamConfig) -> None:
+    if side > config.image_size or side % config.patch_size:
+        raise UserError(
+            f"data.crop_size={side}: must be a multiple of the model's patches ({config.patch_size} pixels) "
+            f"and at most its input ({config.image_size} pixels)"
+        )
 
 
 def _inside(inputs: SegmentInputs) -> Tensor:

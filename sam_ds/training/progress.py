@@ -11,16 +11,17 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Shows steps and a few numbers, on one rank only. Use as a context manager."""
+    """Shows steps and a few numbers, on one rank only. The time that is left is told from when it is entered."""
 
     def __init__(self, total: int, start: int, enabled: bool) -> None:
         self._total, self._step, self._enabled = total, start, enabled
         self._began = (time.perf_counter(), start)
         self._bar: tqdm[None] | None = None
-        if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
+        self._began = (time.perf_counter(), self._step)
+        if self._enabled and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, initial=self._step, unit="step", dynamic_ncols=True)
         return self
 
     def __exit__(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sam_ds.config import deepspeed as ds_config
-from sam_ds.config.schema import PromptConfig, Recipe
+from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 from sam_ds.data.loader import TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.gradients import compare_gradients
+from sam_ds.modeling.presets import PRESETS
 from sam_ds.prompts.first import first_prompt
 from sam_ds.recipes import RECIPES
 from sam_ds.tasks.segment_images import SegmentImages
@@ -27,12 +28,17 @@ MIXED = PromptConfig(
 )
 
 
+# Everything that tiny has, on inputs of a sixteenth.
+PRESETS["test"] = dataclasses.replace(PRESETS["tiny"], image_size=128, window_size=4)
+
+
 def tiny(checkpointing: str = "none", **train: Any) -> Recipe:
     recipe = RECIPES["tiny"]()
     return dataclasses.replace(
         recipe,
         prompts=MIXED,
-        model=dataclasses.replace(recipe.model, checkpointing=checkpointing, drop_path=0.1),
+        curriculum=CurriculumConfig(parts=(0.7, 0.3), crop_sizes=(32, 128), correction_rounds=(2, 1)),
+        model=dataclasses.replace(recipe.model, preset="test", checkpointing=checkpointing, drop_path=0.1),
         data=dataclasses.replace(recipe.data, max_masks=4, workers=0),
         train=dataclasses.replace(recipe.train, **train),
         eval=dataclasses.replace(recipe.eval, clicks=(1, 2), max_pictures=2, max_masks=3, pictures=1),
