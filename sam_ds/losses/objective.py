@@ -34,15 +34,15 @@ def round_loss(prediction: Prediction, allowed: Tensor, truth: Tensor, valid: Te
         allowed: bool [O, C], the masks the prompt asks for.
         truth: bool [O, H, W]; valid: int [O, 2] (see ``ops.mask_loss``).
     """
-    best, actual = _best(prediction, allowed, truth, valid, config)
-    rows = torch.arange(len(best), device=best.device)
+    masks, rows = prediction.masks, torch.arange(len(truth), device=truth.device)
+    best, actual = torch.zeros_like(rows), None
+    if masks.shape[1] > 1:
+        best, actual = _best(prediction, allowed, truth, valid, config)
+        masks = masks[rows, best][:, None]
     # Only the chosen mask is worth a backward: its losses are taken once more, with a graph.
-    focal, dice, iou = (
-        part[:, 0]
-        for part in mask_loss(
-            prediction.masks[rows, best][:, None], truth, valid, config.focal_alpha, config.focal_gamma
-        )
-    )
+    chosen = mask_loss(masks, truth, valid, config.focal_alpha, config.focal_gamma)
+    focal, dice, iou = (part[:, 0] for part in chosen)
+    actual = chosen.iou if actual is None else actual
     squared = (prediction.iou.float() - actual) ** 2  # [O, C]
     of_all = (squared * allowed).sum(1) / allowed.sum(1)
     iou_error = of_all if config.iou_masks == "all" else squared[rows, best]

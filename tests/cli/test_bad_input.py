@@ -75,9 +75,7 @@ def test_data_that_is_not_there_or_empty(tmp_path: Path, capsys: pytest.CaptureF
     assert str(tmp_path / "empty") in fails(capsys, *train, tmp_path / "empty")
 
 
-def test_a_crop_that_the_model_cannot_take(
-    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_crop_that_the_model_cannot_take(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ("train", "--recipe", "tiny", "--output", tmp_path / "run", "--data", data_dir / "nuclei")
     line = fails(capsys, *train, "--set", "curriculum.crop_sizes=100,256,512")
     assert "data.crop_size=100: must be a multiple of the model's patches (8 pixels)" in line

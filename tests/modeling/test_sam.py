@@ -146,7 +146,8 @@ def test_drop_path_drops_samples_and_keeps_the_mean() -> None:
 def test_drop_path_rises_to_the_last_block() -> None:
     sam = build_sam(ModelConfig(preset="tiny", drop_path=0.1))
     rates = [block.drop_path.rate for block in sam.image_encoder.blocks]
-    assert_close(rates, [0.1 * i / 5 for i in range(6)])
+    assert_close(rates, [0.1 * i / (len(rates) - 1) for i in range(len(rates))])
+    assert len(rates) > 2
 
 
 def test_fresh_weights() -> None:
@@ -171,7 +172,7 @@ def test_presets_are_checked() -> None:
         build_sam(ModelConfig(preset="vit-b"))
     with pytest.raises(UserError, match="not a multiple of patch_size 16"):
         SamConfig(embed_dim=64, depth=1, num_heads=1, global_blocks=(), image_size=250)
-    assert PRESETS["tiny"].grid_size == 32
+    assert PRESETS["tiny"].grid_size == 64
 
 
 def test_a_positive_click_moves_the_answer(sam: Sam) -> None:
@@ -182,3 +183,17 @@ def test_a_positive_click_moves_the_answer(sam: Sam) -> None:
     embeddings = torch.randn(1, SMALL.prompt_dim, SMALL.grid_size, SMALL.grid_size)
     masks = sam.decode(embeddings, torch.zeros(2, dtype=torch.int64), prompts, False).masks
     assert (masks[0] - masks[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("prior", "near"), [(0.0, False), (5.0, True)])
+def test_with_the_prior_a_click_attends_to_its_own_place(prior: float, near: bool) -> None:
+    torch.manual_seed(0)
+    sam = build_sam(ModelConfig(preset="tiny", position_prior=prior))
+    positions = sam.prompt_encoder.pe_layer.grid(64, 0, 64)  # [64 * 64, D]
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    q, k = (projection(positions).unflatten(1, (4, -1)) for projection in (attention.q_proj, attention.k_proj))
+    clicked = torch.arange(0, 64 * 64, 97)
+    scores = torch.einsum("chd,nhd->hcn", q[clicked], k)
+    best = scores.sum(0).argmax(1)
+    distance = torch.stack([best // 64 - clicked // 64, best % 64 - clicked % 64]).abs().amax(0)  # cells
+    assert bool((distance <= 1).float().mean() > 0.8) == near

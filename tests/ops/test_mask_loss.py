@@ -23,13 +23,17 @@ def by_hand(logits, truth, valid, alpha, gamma):
     return focal, dice, iou
 
 
-@pytest.mark.parametrize("alpha,gamma", [(0.25, 2), (-1, 2), (0.5, 1.5)])
-def test_equals_the_definitions_and_their_gradients(alpha, gamma):
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+@pytest.mark.parametrize("alpha,gamma", [(0.25, 2), (-1, 2), (0.5, 1.5), (0.5, 0)])
+def test_equals_the_definitions_and_their_gradients(alpha, gamma, implementation):
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 5, 6, requires_grad=True)
     truth = torch.rand(3, 20, 24) > 0.6
     valid = torch.tensor([[20, 24], [13, 24], [20, 7]])
-    ours, theirs = mask_loss(logits, truth, valid, alpha, gamma), by_hand(logits, truth, valid, alpha, gamma)
+    ours, theirs = (
+        mask_loss(logits, truth, valid, alpha, gamma, implementation),
+        by_hand(logits, truth, valid, alpha, gamma),
+    )
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
     weights = torch.rand(2, 3, 2)
@@ -38,11 +42,12 @@ def test_equals_the_definitions_and_their_gradients(alpha, gamma):
     torch.testing.assert_close(grad, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_stays_finite_on_empty_and_full_masks_and_extreme_logits(fill, scale):
+def test_stays_finite_on_empty_and_full_masks_and_extreme_logits(fill, scale, implementation):
     logits = (torch.randn(2, 1, 8, 8) * scale).requires_grad_()
-    loss = mask_loss(logits, torch.full((2, 8, 8), fill), torch.tensor([[8, 8], [3, 8]]))
+    loss = mask_loss(logits, torch.full((2, 8, 8), fill), torch.tensor([[8, 8], [3, 8]]), implementation=implementation)
     (loss.focal + loss.dice).sum().backward()
     assert all(part.isfinite().all() for part in loss) and logits.grad.isfinite().all()
 
@@ -55,3 +60,17 @@ def test_what_is_predicted_in_the_padding_does_not_count():
     valid = torch.tensor([[8, 6]])
     for a, b in zip(mask_loss(logits, truth, valid), mask_loss(changed_logits, changed_truth, valid), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_fused_form_keeps_nothing_but_the_logits():
+    logits = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
+        mask_loss(logits, torch.rand(2, 8, 8) > 0.5, torch.full((2, 2), 8), implementation="fused")
+    large = [tensor for tensor in kept if tensor.shape == logits.shape]
+    assert len(large) == 1 and large[0].data_ptr() == logits.data_ptr()
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="no implementation 'triton'"):
+        mask_loss(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), torch.full((1, 2), 4), implementation="triton")

@@ -74,16 +74,25 @@ class MaskDecoder(nn.Module):
         layers: Any = self.output_upscaling
         conv1, norm, gelu, conv2, _ = layers
         x = F.linear(cells, _as_linear(conv1.weight), conv1.bias.repeat(4))
-        x = gelu(norm(x.unflatten(-1, (4, -1))))  # [O, N, 4, D / 4]
-        return gelu(F.linear(x, _as_linear(conv2.weight), conv2.bias.repeat(4))).flatten(2)
+        x = gelu(norm(x.unflatten(-1, (4, -1)))).flatten(2)  # [O, N, 4 * D / 4]
+        return gelu(F.linear(x, _on_diagonal(_as_linear(conv2.weight), 4), conv2.bias.repeat(16)))
 
     def _masks(self, kernels: Tensor, pixels: Tensor) -> Tensor:
         """kernels [O, C, D / 8], pixels [O, N, 16 * D / 8] to logits [O, C, 4g, 4g]."""
-        objects, channels, dim = kernels.shape
+        objects, channels, _ = kernels.shape
         grid = round(pixels.shape[1] ** 0.5)
-        masks = pixels.unflatten(2, (16, dim)).flatten(1, 2) @ kernels.transpose(1, 2)  # [O, N * 16, C]
+        masks = pixels @ _on_diagonal(kernels, 16).transpose(1, 2)  # [O, N, 16 * C]
         masks = masks.view(objects, grid, grid, 2, 2, 2, 2, channels).permute(0, 7, 1, 3, 5, 2, 4, 6)
         return masks.reshape(objects, channels, 4 * grid, 4 * grid)
+
+
+def _on_diagonal(matrix: Tensor, count: int) -> Tensor:
+    """[..., m, n] to [..., count * m, count * n], the matrix ``count`` times on the diagonal of zeros.
+
+    The same small layer for each of a cell's parts, as one product: products with a few columns are slow.
+    """
+    places = torch.eye(count, dtype=matrix.dtype, device=matrix.device)[:, None, :, None]  # [count, 1, count, 1]
+    return (places * matrix[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
 
 
 def _as_linear(weight: Tensor) -> Tensor:
