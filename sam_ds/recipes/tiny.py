@@ -53,9 +53,9 @@ def tiny() -> Recipe:
         ),
         optim=OptimConfig(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.02),
-        train=TrainConfig(steps=1300, log_every=10, eval_every=0, save_every=200),
+        train=TrainConfig(steps=1000, log_every=10, eval_every=0, save_every=200),
         curriculum=CurriculumConfig(
-            parts=(0.83, 0.15, 0.02),
+            parts=(0.85, 0.13, 0.02),
             crop_sizes=(128, 256, 512),
             max_masks=(16, 16, 8),
             correction_rounds=(1, 2, 3),

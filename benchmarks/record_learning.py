@@ -1,0 +1,58 @@
+"""Add what finished trainings measured to benchmarks/results/learning.csv, and print the README's table of it.
+
+Every row is one model or baseline of one run: mean IoU (percent) over the masks of the evaluation, after 1, 3, 5 and 8
+clicks and a box. ``minutes`` is the time the steps took, evaluations and saving not counted.
+
+  python benchmarks/record_learning.py runs/tiny_synthetic runs/tiny_nuclei [--no-save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from common import RESULTS, append_rows
+
+MEASURES = ("miou@1", "miou@3", "miou@5", "miou@8", "miou@box", "miou@1/oracle")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    args = parser.parse_args()
+    rows = [row for run in args.runs for row in rows_of(run)]
+    print(markdown(rows))
+    if not args.no_save:
+        append_rows(RESULTS / "learning.csv", rows)
+
+
+def rows_of(run: Path) -> list[dict[str, object]]:
+    """One row for each title of a run's evaluations."""
+    recipe = json.loads((run / "recipe.json").read_text())
+    evaluations = json.loads((run / "evaluations.json").read_text())
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = minutes_of(metrics, recipe["train"]["log_every"])
+    about = {"run": run.name, "recipe": recipe["name"], "steps": recipe["train"]["steps"], "minutes": round(seconds, 1)}
+    return [
+        about | {"model": title} | {name: round(100 * values[name], 1) for name in MEASURES if name in values}
+        for title, values in evaluations.items()
+    ]
+
+
+def minutes_of(metrics: list[dict[str, float]], log_every: int) -> float:
+    """The time all steps took, from the parts of the step times."""
+    per_step = [sum(v for name, v in row.items() if name.startswith("time/")) for row in metrics]
+    return sum(per_step) * log_every / 60
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    names = ["run", "model", "minutes", *MEASURES]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
