@@ -9,10 +9,14 @@ clicks and a box. ``minutes`` is the time the steps took, evaluations and saving
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
 from common import RESULTS, append_rows
+
+from sam_ds.tracking import journal
+from sam_ds.tracking.journal import read_metrics
 
 MEASURES = ("miou@1", "miou@3", "miou@5", "miou@8", "miou@box", "miou@1/oracle")
 
@@ -32,19 +36,19 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     """One row for each title of a run's evaluations."""
     recipe = json.loads((run / "recipe.json").read_text())
     evaluations = json.loads((run / "evaluations.json").read_text())
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = minutes_of(metrics, recipe["train"]["log_every"])
-    about = {"run": run.name, "recipe": recipe["name"], "steps": recipe["train"]["steps"], "minutes": round(seconds, 1)}
+    minutes = round(minutes_of(read_metrics(run / journal.NAME)), 1)
+    about = {"run": run.name, "recipe": recipe["name"], "steps": recipe["train"]["steps"], "minutes": minutes}
     return [
         about | {"model": title} | {name: round(100 * values[name], 1) for name in MEASURES if name in values}
         for title, values in evaluations.items()
     ]
 
 
-def minutes_of(metrics: list[dict[str, float]], log_every: int) -> float:
-    """The time all steps took, from the parts of the step times."""
-    per_step = [sum(v for name, v in row.items() if name.startswith("time/")) for row in metrics]
-    return sum(per_step) * log_every / 60
+def minutes_of(metrics: list[dict[str, float]]) -> float:
+    """The time all steps took: each report has the mean of the steps since the one before."""
+    reports = {int(row["step"]): sum(v for name, v in row.items() if name.startswith("time/")) for row in metrics}
+    steps = sorted(step for step, seconds in reports.items() if seconds)
+    return sum(reports[step] * (step - before) for before, step in itertools.pairwise([0, *steps])) / 60
 
 
 def markdown(rows: list[dict[str, object]]) -> str:

@@ -35,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--hostfile is for a run elsewhere; --gradients runs here: give one of them")
     world = hostfile.world_size(hostfile.load(args.hostfile)) if args.hostfile else None
     recipe, config = read_run_options(args, world)
+    from sam_ds.training import tasks
+
+    tasks.kit(recipe.task).check(recipe)
     if args.gradients:
         return _gradients(recipe, config)
     print(f"{recipe.name} with {config.source}: the settings hold together")
@@ -51,7 +54,9 @@ def _gradients(recipe: Any, config: Any) -> int:
     try:
         world = distributed.world_size()
         batches = [kit.example(recipe, micro * world + distributed.rank()) for micro in range(config.accumulation)]
-        report = compare_gradients(kit.build, recipe, config, batches)
+        # Past a frozen start, so that every parameter is compared.
+        step = recipe.optim.frozen_encoder_steps
+        report = compare_gradients(kit.build, recipe, config, batches, step)
         if distributed.is_main():
             print(report)
         return 0 if report.passed else 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import sam_ds
-from sam_ds.config.errors import UserError, nearest
+from sam_ds.config.errors import RankError, UserError, nearest
 
 # The modules of sam_ds.cli, in the order of --help. They import torch and DeepSpeed only when they run.
 COMMANDS = ("train", "eval", "export", "predict", "check", "data", "recipes")
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def build_parser() -> Parser:
@@ -73,9 +73,11 @@ def _check_command(arguments: Sequence[str]) -> None:
 
 
 def _report(error: UserError) -> None:
-    """Print the mistake once a machine: all ranks of a machine make the same one."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    """Print the mistake once a machine, as all ranks of a machine make the same one, unless it is one rank's own."""
+    own = isinstance(error, RankError)
+    if os.environ.get("LOCAL_RANK", "0") != "0" and not own:
         return
-    where = "" if os.environ.get("RANK", "0") == "0" else f"{socket.gethostname()}: "
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f"{socket.gethostname()}, rank {rank}: " if own else f"{socket.gethostname()}: "
     line = " ".join(str(error).split())
     print(f"sam-ds: {where}{line}", file=sys.stderr)

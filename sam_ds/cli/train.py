@@ -67,7 +67,9 @@ def read_run_options(args: argparse.Namespace, world: int | None = None) -> tupl
     # The default is made for two ranks: keep its batch on any number of them.
     batch = config.raw["train_batch_size"]
     share = config.micro_batch * world
-    return recipe, dataclasses.replace(config, accumulation=batch // share) if batch % share == 0 else config
+    if batch % share:
+        config.check_world(world)  # says what would fit
+    return recipe, dataclasses.replace(config, accumulation=batch // share)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class RankError(UserError):
+    """A user's mistake that one rank may meet alone: that rank prints it, where of others rank 0 speaks for all."""
+
+
 def nearest(word: str, words: Iterable[str], limit: int = 3) -> str:
     """``word``'s closest spellings among ``words``, else all of them, as text for an error message."""
     known = list(words)

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from sam_ds.config.errors import UserError
+from sam_ds.config.errors import RankError
 from sam_ds.data.samples import Bad
 
 # So many different bad pictures are always borne: a part of a small set says little.
@@ -31,7 +31,7 @@ class Quarantine:
         """Note the bad ones met on the way to the next ``good`` pictures.
 
         Raises:
-            UserError: more than the budget is bad.
+            RankError: more than the budget is bad.
         """
         self._seen += len(bad) + good
         for new in bad:
@@ -41,16 +41,16 @@ class Quarantine:
         seen_pictures = min(self._seen, self.size)  # later epochs show the same ones again
         if len(self.bad) > max(_ALWAYS_BORNE, self.budget * seen_pictures):
             last = next(reversed(self.bad.values()))
-            raise UserError(
+            raise RankError(
                 f"{len(self.bad)} of the first {seen_pictures} pictures are bad, more than "
                 f"data.bad_budget={self.budget} allows; the last: {last.file}: {last.reason}"
                 + (f" (all in {self.path})" if self.path else "")
             )
 
-    def give_up(self, bad: list[Bad]) -> UserError:
+    def give_up(self, bad: list[Bad]) -> RankError:
         """The error for one bad substitute after another."""
         last = bad[-1]
-        return UserError(f"{len(bad)} pictures in a row are bad; the last: {last.file}: {last.reason}")
+        return RankError(f"{len(bad)} pictures in a row are bad; the last: {last.file}: {last.reason}")
 
     def _write(self, bad: Bad) -> None:
         if self.path is None:

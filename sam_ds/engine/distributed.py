@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from sam_ds.config.errors import UserError
+from sam_ds.config.errors import RankError, UserError
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -37,7 +37,7 @@ def init(timeout: timedelta = TIMEOUT) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # 2. The device comes before the group, or every rank of a machine opens a context on its first GPU.
     elif local_rank() >= get_accelerator().device_count():
-        raise UserError(
+        raise RankError(
             f"local rank {local_rank()} has no GPU of its own: this machine shows {get_accelerator().device_count()}; "
             "start fewer ranks a machine (slots in the hostfile, or --num_gpus)"
         )

@@ -68,6 +68,13 @@ PRESETS: dict[str, SamConfig] = {
 }
 
 
+def sam_config(preset: str) -> SamConfig:
+    """The sizes of a preset. Raises UserError for one that does not exist."""
+    if preset not in PRESETS:
+        raise UserError(f"model.preset: there is no {preset!r}; {nearest(preset, PRESETS)}")
+    return PRESETS[preset]
+
+
 def build_sam(model: ModelConfig) -> Sam:
     """Build the SAM a recipe asks for, with fresh weights or those of ``model.init``.
 
@@ -78,9 +85,7 @@ def build_sam(model: ModelConfig) -> Sam:
     Raises:
         UserError: an unknown preset, or weights of another model.
     """
-    if model.preset not in PRESETS:
-        raise UserError(f"model.preset: there is no {model.preset!r}; {nearest(model.preset, PRESETS)}")
-    sam = Sam(PRESETS[model.preset], model.drop_path, model.attention)
+    sam = Sam(sam_config(model.preset), model.drop_path, model.attention)
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
     if model.position_prior:
         sam.mask_decoder.transformer.start_at_own_place(model.position_prior)

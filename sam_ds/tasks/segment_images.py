@@ -14,7 +14,7 @@ from sam_ds.config import curriculum
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
-from sam_ds.modeling.presets import SamConfig, build_sam
+from sam_ds.modeling.presets import build_sam, sam_config
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
 from sam_ds.ops.rasterize import rasterize
 from sam_ds.prompts.draws import object_keys
@@ -48,9 +48,8 @@ class SegmentImages(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        check_crops(recipe)
         self.model = build_sam(recipe.model)
-        for _, stage in curriculum.stages(recipe):
-            _check_crop(stage.data.crop_size, self.model.config)
 
     @property
     def encoder(self) -> nn.Module:
@@ -144,12 +143,16 @@ class SegmentImages(nn.Module):
         return total, _logs(rounds, weights)
 
 
-def _check_crop(side: int, config: SamConfig) -> None:
-    if side > config.image_size or side % config.patch_size:
-        raise UserError(
-            f"data.crop_size={side}: must be a multiple of the model's patches ({config.patch_size} pixels) "
-            f"and at most its input ({config.image_size} pixels)"
-        )
+def check_crops(recipe: Recipe) -> None:
+    """Raise UserError unless the model can take the crops of every stage of the curriculum."""
+    config = sam_config(recipe.model.preset)
+    for _, stage in curriculum.stages(recipe):
+        side = stage.data.crop_size
+        if side > config.image_size or side % config.patch_size:
+            raise UserError(
+                f"data.crop_size={side}: must be a multiple of the model's patches ({config.patch_size} pixels) "
+                f"and at most its input ({config.image_size} pixels)"
+            )
 
 
 def _inside(inputs: SegmentInputs) -> Tensor:

@@ -16,8 +16,8 @@ from sam_ds.engine import distributed
 from sam_ds.evaluation import interactive, metrics
 from sam_ds.evaluation.baseline import DiscBaseline, mean_area_fraction
 from sam_ds.evaluation.pictures import Gallery
-from sam_ds.modeling.presets import PRESETS
-from sam_ds.tasks.segment_images import SegmentImages
+from sam_ds.modeling.presets import sam_config
+from sam_ds.tasks.segment_images import SegmentImages, check_crops
 from sam_ds.types import MaskRuns, SegmentBatch
 
 _AREA_PICTURES = 100  # training pictures that the discs' mean area is measured on
@@ -38,6 +38,9 @@ class SegmentImagesKit:
         """What the best checkpoint is chosen by: mIoU at the last number of clicks, or of the box."""
         return results[f"miou@{max(recipe.eval.clicks)}" if recipe.eval.clicks else "miou@box"]
 
+    def check(self, recipe: Recipe) -> None:
+        check_crops(recipe)
+
     def build(self, recipe: Recipe) -> SegmentImages:
         return SegmentImages(recipe)
 
@@ -49,7 +52,7 @@ class SegmentImagesKit:
         return TrainLoader(
             self.splits[0],
             recipe,
-            PRESETS[recipe.model.preset].image_size,
+            sam_config(recipe.model.preset).image_size,
             config.micro_batch,
             config.accumulation,
             distributed.rank(),
@@ -63,7 +66,7 @@ class SegmentImagesKit:
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """A disc of the training masks' mean area at the click, by both rules for more clicks."""
         sampled = dataclasses.replace(recipe.eval, max_pictures=_AREA_PICTURES, max_masks=0)
-        side = PRESETS[recipe.model.preset].image_size
+        side = sam_config(recipe.model.preset).image_size
         area = mean_area_fraction(EvalLoader(self.splits[0], recipe.data, side, sampled, rank=0, world=1))
         discs = {"disc": DiscBaseline(area), "disc, nearest": DiscBaseline(area, nearest=True)}
         return {title: self._measure(disc, recipe, device, None) for title, disc in discs.items()}
@@ -77,7 +80,7 @@ class SegmentImagesKit:
     def _measure(
         self, predictor: interactive.Predictor, recipe: Recipe, device: torch.device, gallery: Gallery | None
     ) -> dict[str, float]:
-        side = PRESETS[recipe.model.preset].image_size
+        side = sam_config(recipe.model.preset).image_size
         rank, world = distributed.rank(), distributed.world_size()
         loader = EvalLoader(self.splits[1], recipe.data, side, recipe.eval, rank, world)
         sums = interactive.evaluate(predictor, loader, recipe.eval, device, watcher=gallery)
@@ -89,7 +92,7 @@ class SegmentImagesKit:
 
     def example(self, recipe: Recipe, place: int) -> SegmentBatch:
         """A picture of noise with two rectangles."""
-        side = PRESETS[recipe.model.preset].image_size
+        side = sam_config(recipe.model.preset).image_size
         generator = torch.Generator().manual_seed(place)
         images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator)
         top, left = (int(torch.randint(1, side // 4, (), generator=generator)) for _ in range(2))

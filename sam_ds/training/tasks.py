@@ -27,6 +27,10 @@ class Kit(Protocol):
         """The number, higher is better, that the best checkpoint is chosen by."""
         ...
 
+    def check(self, recipe: Recipe) -> None:
+        """What can be told of a recipe without building its model. Raises UserError if it cannot be built."""
+        ...
+
     def build(self, recipe: Recipe) -> Any:
         """The task."""
         ...
