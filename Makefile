@@ -14,7 +14,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-CXX ?= c++
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -79,11 +78,6 @@ $(VENV)/.created:
 		echo "make: $(PYTHON) is not Python 3.10 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "make: $(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)" >&2; exit 1; }
-	@$(PYTHON) -c 'import pathlib, sys, sysconfig; \
-		sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file())' || { \
-		echo "make: $(PYTHON) has no C headers; install them (Debian: python3-dev)" >&2; exit 1; }
-	@command -v $(CXX) >/dev/null || { \
-		echo "make: no C++ compiler ($(CXX)), which DeepSpeed needs; install one (Debian: build-essential)" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@touch $@

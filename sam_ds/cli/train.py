@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,9 @@ def read_run_options(args: argparse.Namespace, world: int | None = None) -> tupl
     """
     from sam_ds import recipes
     from sam_ds.config import deepspeed, overrides
-    from sam_ds.engine import distributed
 
     recipe = overrides.apply(recipes.get(args.recipe), args.set)
-    world = world or distributed.world_size()
+    world = world or int(os.environ.get("WORLD_SIZE", "1"))  # the launcher's; asking the engine would import torch
     if args.deepspeed_config:
         config = deepspeed.load(args.deepspeed_config)
         config.check_world(world)
@@ -75,6 +75,8 @@ def read_run_options(args: argparse.Namespace, world: int | None = None) -> tupl
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     recipe, config = read_run_options(args)
+    if recipe.optim.frozen_encoder_steps and not recipe.model.init and os.environ.get("RANK", "0") == "0":
+        logging.warning("the encoder starts frozen and random: model.init names no weights to start from")
     from sam_ds.engine import distributed
     from sam_ds.training.loop import train
     from sam_ds.training.run import open_run

@@ -8,6 +8,13 @@ from itertools import accumulate
 
 from sam_ds.config.schema import Recipe
 
+# The settings that a curriculum's lists take the place of.
+REPLACED = {
+    "data.crop_size": "curriculum.crop_sizes",
+    "data.max_masks": "curriculum.max_masks",
+    "prompts.correction_rounds": "curriculum.correction_rounds",
+}
+
 
 def stages(recipe: Recipe) -> list[tuple[int, Recipe]]:
     """The first step of every stage, ascending from 0, and the recipe as it holds in it."""

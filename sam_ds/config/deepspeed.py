@@ -119,8 +119,8 @@ def _find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.parent == Path():
-        inside = CONFIG_DIR / path.with_suffix(".json")
+    if path.name and path.parent == Path():
+        inside = CONFIG_DIR / (path.name if path.suffix == ".json" else f"{path.name}.json")
         if inside.is_file():
             return inside
     known = [file.name for file in sorted(CONFIG_DIR.glob("*.json"))]
@@ -138,7 +138,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any, kind: Any, source: str, path: str) -> None:
-    """Raise UserError unless ``value`` is of ``kind``: a type, or a table of keys for an object."""
+    """Raise UserError unless ``value`` is of ``kind``: a type, a choice of texts, or a table of keys for an object."""
     if value == "auto":
         raise UserError(f'{source}: {path} is "auto", which only other trainers fill in; write the value')
     if isinstance(kind, dict):
@@ -152,6 +152,12 @@ def _check(value: Any, kind: Any, source: str, path: str) -> None:
                 raise UserError(f"{source}: unknown key {inner!r}; {nearest(key, kind)}")
             _check(item, kind[key], source, inner)
         return
+    if isinstance(kind, tuple):
+        if value not in kind:
+            raise UserError(f"{source}: {path} must be one of {', '.join(kind)}, not {json.dumps(value)}")
+        return
+    if kind in (int, float) and type(value) in (int, float) and value < 0:
+        raise UserError(f"{source}: {path} must not be negative: {json.dumps(value)}")
     if kind is float and type(value) is int:
         return
     # Large element counts are often written as 5e8, which JSON reads as a float.

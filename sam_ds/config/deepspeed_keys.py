@@ -62,15 +62,13 @@ ZERO: dict[str, Any] = {
     "enable_sanity_checks": bool,
 }
 
-# A type, or a table of the same kind for an object.
+# A type, the choices of a text, or a table of the same kind for an object.
 KEYS: dict[str, Any] = {
     "train_batch_size": int,
     "train_micro_batch_size_per_gpu": int,
     "gradient_accumulation_steps": int,
     "gradient_clipping": float,
     "zero_optimization": ZERO,
-    "zero_allow_untested_optimizer": bool,
-    "zero_force_ds_cpu_optimizer": bool,
     "bf16": {
         "enabled": bool,
         "immediate_grad_update": bool,
@@ -89,8 +87,8 @@ KEYS: dict[str, Any] = {
         "min_loss_scale": float,
         "fp16_master_weights_and_grads": bool,
     },
-    "data_types": {"grad_accum_dtype": str},
-    "communication_data_type": str,
+    "data_types": {"grad_accum_dtype": ("fp32", "bf16", "fp16")},
+    "communication_data_type": ("fp32", "bf16", "fp16"),
     "prescale_gradients": bool,
     "gradient_predivide_factor": float,
     "steps_per_print": int,
@@ -100,7 +98,7 @@ KEYS: dict[str, Any] = {
     "disable_allgather": bool,
     "comms_logger": {"enabled": bool, "prof_all": bool, "prof_ops": list, "verbose": bool, "debug": bool},
     "checkpoint": {
-        "tag_validation": str,
+        "tag_validation": ("Ignore", "Warn", "Fail"),
         "load_universal": bool,
         "use_node_local_storage": bool,
         "parallel_write": {"pipeline_stage": bool},
@@ -120,6 +118,8 @@ _TRACKING = "tracking belongs to the recipe: --set tracking.mlflow=… or tracki
 OWNED_ELSEWHERE: dict[str, str] = {
     "optimizer": "the optimizer belongs to the recipe: --set optim.lr=…, optim.implementation=… (layer decay needs "
     "parameter groups)",
+    "zero_allow_untested_optimizer": "the engine sets it: any optim.implementation may be used",
+    "zero_force_ds_cpu_optimizer": "the recipe chooses: --set optim.implementation=…",
     "scheduler": "the schedule belongs to the recipe: --set schedule.kind=…, schedule.warmup_steps=…",
     "tensorboard": _TRACKING,
     "wandb": _TRACKING,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sam_ds.config.errors import UserError
 
-_LINE = re.compile(r"(?P<host>\S+)\s+slots\s*=\s*(?P<slots>\d+)")
+_LINE = re.compile(r"(?P<host>\S+)\s+slots=(?P<slots>\d+)")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ def load(path: str | Path) -> tuple[Host, ...]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot read the hostfile ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the hostfile is not text") from None
     hosts: dict[str, Host] = {}
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sam_ds.config import tree
+from sam_ds.config.curriculum import REPLACED
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import Recipe
 from sam_ds.config.validate import validate
@@ -23,7 +24,7 @@ def apply(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         UserError: a name that is not in the schema, a value of the wrong type, or a recipe that does not hold
             together.
     """
-    known = dict(tree.leaves(Recipe))
+    known, changed = dict(tree.leaves(Recipe)), {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         name = name.strip()
@@ -37,6 +38,13 @@ def apply(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             wanted = tree.describe(known[name])
             raise UserError(f"--set {setting}: {name} must be {wanted}, not {text.strip()!r}") from None
         recipe = tree.put(recipe, name, value)
+        changed[name] = setting
+    for name, by_stage in REPLACED.items():
+        if name in changed and recipe.curriculum.parts and tree.get(recipe, by_stage):
+            raise UserError(
+                f"--set {changed[name]}: the recipe's curriculum has a value for each stage; set {by_stage}, or train "
+                "in one stage with curriculum.parts="
+            )
     return validate(recipe)
 
 

@@ -117,7 +117,7 @@ class TrainConfig:
 class CurriculumConfig:
     """Stages of a training. A list that is not empty has one value a stage, in place of the setting it names."""
 
-    parts: tuple[float, ...] = ()  # of train.steps, summing to 1; empty: one stage
+    parts: tuple[float, ...] = ()  # of train.steps, summing to 1; empty: one stage, as without a curriculum
     crop_sizes: tuple[int, ...] = ()  # data.crop_size
     max_masks: tuple[int, ...] = ()  # data.max_masks
     correction_rounds: tuple[int, ...] = ()  # prompts.correction_rounds

@@ -140,7 +140,7 @@ def _check_curriculum(curriculum: CurriculumConfig) -> None:
         raise UserError(f"curriculum.parts={_show(parts)} sums to {sum(parts):g}: it must sum to 1")
     for name in ("crop_sizes", "max_masks", "correction_rounds"):
         values = getattr(curriculum, name)
-        if values and len(values) != len(parts):
+        if parts and values and len(values) != len(parts):
             raise UserError(
                 f"curriculum.{name}={_show(values)}: give one value for each of the {len(parts)} curriculum.parts"
             )

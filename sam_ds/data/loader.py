@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sam_ds.config import curriculum
+from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
 from sam_ds.data.index import Index, open_splits
 from sam_ds.data.quarantine import Quarantine
+from sam_ds.data.reader import Reader
 from sam_ds.data.sampler import Share
 from sam_ds.data.samples import Bad, SampleMaker, collate
 from sam_ds.types import SegmentBatch
@@ -68,13 +70,15 @@ class TrainLoader:
         self.quarantine = Quarantine(quarantine, recipe.data.bad_budget, len(index))
         stages = curriculum.stages(recipe)
         self._first_steps = [first for first, _ in stages]
-        self._dataset = _Stream([SampleMaker(index, stage.data, image_size, recipe.seed) for _, stage in stages])
+        reader = Reader(index)
+        makers = [SampleMaker(index, stage.data, image_size, recipe.seed, reader) for _, stage in stages]
+        self._dataset = _Stream(makers)
 
     def steps(self, start: int) -> Iterator[list[SegmentBatch]]:
         """The micro-batches of optimizer step ``start``, then of the next, without end.
 
         Raises:
-            UserError: too many pictures are bad.
+            UserError: too many pictures are bad, or the machine has no more files or memory to give.
         """
         keys = (
             (bisect_right(self._first_steps, step) - 1, self.share.positions(step, micro))
@@ -113,7 +117,7 @@ class EvalLoader:
         self._num_batches = -(-len(chosen) // (world * eval.batch))
         mine = chosen[rank::world]
         self._batches = [mine[i * eval.batch : (i + 1) * eval.batch] for i in range(self._num_batches)]
-        self._dataset = _Pictures(SampleMaker(index, data, image_size, seed=0), eval.max_masks)
+        self._dataset = _Pictures(SampleMaker(index, replace(data, crop_size=0), image_size, seed=0), eval.max_masks)
 
     def __len__(self) -> int:
         return self._num_batches
@@ -160,12 +164,26 @@ class _Pictures(Dataset[_Loaded]):
         return _Loaded(collate(images, samples), [bad for _, bad_ones in made for bad in bad_ones])
 
 
+class _Caught(Dataset[_Loaded | UserError]):
+    """A user's mistake comes out of a worker as it is; raised there it would get a traceback into its message."""
+
+    def __init__(self, dataset: Dataset[_Loaded]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> _Loaded | UserError:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
 def _load(dataset: Dataset[_Loaded], keys: Iterator[Any], workers: int) -> Iterator[_Loaded]:
     """One item a key, in order; by worker processes if there are any. Whole batches are the items: no collating."""
     if workers == 0:
-        return map(dataset.__getitem__, keys)
-    loader: DataLoader[_Loaded] = DataLoader(
-        dataset,
+        yield from map(dataset.__getitem__, keys)
+        return
+    loader: DataLoader[_Loaded | UserError] = DataLoader(
+        _Caught(dataset),
         sampler=keys,  # any iterable does
         batch_size=None,
         num_workers=workers,
@@ -173,7 +191,10 @@ def _load(dataset: Dataset[_Loaded], keys: Iterator[Any], workers: int) -> Itera
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
     )
-    return iter(loader)
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
 
 
 def _one_thread(worker: int) -> None:

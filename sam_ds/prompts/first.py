@@ -6,6 +6,8 @@ still run the same graph (ZeRO would otherwise hang or apply stale gradients).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -37,21 +39,21 @@ def first_prompt(
         stride: pixels of the input along the side of a pixel of the loss's grid.
         grid: (h, w) of mask prompts.
     """
-    edges = torch.tensor([config.point, config.box, config.mask]).cumsum(0).to(truth.device)
-    kind = (uniform(keys, _KIND) >= edges).sum(-1)  # [O]: 0 point, 1 box, 2 mask, 3 none
+    kind = _interval(uniform(keys, _KIND)[:, 0], (config.point, config.box, config.mask))  # [O], 3: none
     points, labels, count = _points(truth, keys, config, stride)
     box = to_input(tight_box(truth), stride)
-    box = box + _box_noise(box, keys, config, input_size)
+    limit = config.box_noise_max * input_size / 1024
+    box = box + _box_noise(box, keys, config, limit)
 
-    is_point, is_box = (kind == 0)[:, None], (kind == 1)[:, None]
-    labels = torch.where(is_point, labels, MASKED)
+    is_point, is_box = kind == 0, kind == 1
+    labels = torch.where(is_point[:, None], labels, MASKED)
     # SAM adds one padding point where there is no box. A mask-only or empty prompt has no points, so none at all.
-    corners = torch.where(is_point, torch.tensor([PAD, MASKED], device=labels.device), MASKED)
-    corners = torch.where(is_box, torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=labels.device), corners)
+    first_corner = torch.where(is_box, TOP_LEFT, torch.where(is_point, PAD, MASKED))
+    corners = torch.stack([first_corner, torch.where(is_box, BOTTOM_RIGHT, MASKED)], 1)  # [O, 2]
     prompts = Prompts(
         points=torch.cat([points, box.view(-1, 2, 2)], 1),
         labels=torch.cat([labels, corners], 1),
-        masks=_mask_prompt(truth, keys, config, grid),
+        masks=_mask_prompt(truth, keys, config, grid, limit / stride),
         has_mask=kind == 2,
     )
     return FirstPrompt(prompts, (kind != 0) | (count == 1))
@@ -59,29 +61,35 @@ def first_prompt(
 
 def _points(truth: Tensor, keys: Tensor, config: PromptConfig, stride: float) -> tuple[Tensor, Tensor, Tensor]:
     """Points on the mask [O, n, 2], their labels [O, n], and how many each object has [O]."""
-    edges = torch.tensor(config.num_points).cumsum(0)[:-1].to(truth.device)
-    count = 1 + (uniform(keys, _COUNT) >= edges).sum(-1)  # [O]
+    count = 1 + _interval(uniform(keys, _COUNT)[:, 0], config.num_points[:-1])  # [O]
     drawn = [draw_pixel(truth, uniform(keys, _POINT + i)[:, 0])[0] for i in range(len(config.num_points))]
     used = torch.arange(len(drawn), device=truth.device) < count[:, None]  # [O, n]
     return to_input(torch.stack(drawn, 1), stride), torch.where(used, POSITIVE, MASKED), count
 
 
-def _box_noise(box: Tensor, keys: Tensor, config: PromptConfig, input_size: int) -> Tensor:
+def _interval(u: Tensor, chances: Sequence[float]) -> Tensor:
+    """int64 [O]: in which of the intervals of these lengths, one after another from 0 on, each number of [0, 1) lies.
+
+    The edges stay numbers: a tensor of them would be copied to the device, and wait for it.
+    """
+    return sum((u >= edge).long() for edge in accumulate(chances)) + torch.zeros_like(u, dtype=torch.int64)
+
+
+def _box_noise(box: Tensor, keys: Tensor, config: PromptConfig, limit: float) -> Tensor:
     """float32 [O, 4]: every coordinate of a corner moves on its own (SAM, appendix A)."""
     side = (box[:, 2:] - box[:, :2]).repeat(1, 2)  # [O, 4]: w h w h
-    limit = config.box_noise_max * input_size / 1024
     return (normal(keys, _BOX, 4) * config.box_noise * side).clamp(-limit, limit)
 
 
-def _mask_prompt(truth: Tensor, keys: Tensor, config: PromptConfig, grid: tuple[int, int]) -> Tensor:
-    """float32 [O, 1, h, w]: logits of the truth on the prompt's grid, moved by the noise of a box.
+def _mask_prompt(truth: Tensor, keys: Tensor, config: PromptConfig, grid: tuple[int, int], limit: float) -> Tensor:
+    """float32 [O, 1, h, w]: logits of the truth on the prompt's grid, moved as far as a box's corner may be.
 
     A mask prompt equal to the truth would teach the model to copy it.
     """
     height, width = truth.shape[-2:]
     box = tight_box(truth)
     side = box[:, 2:] - box[:, :2]  # [O, 2]: w h
-    move = (normal(keys, _SHIFT, 2) * config.box_noise * side).round().long()  # [O, 2]: x y
+    move = (normal(keys, _SHIFT, 2) * config.box_noise * side).clamp(-limit, limit).round().long()  # [O, 2]: x y
     rows = (torch.arange(grid[0], device=truth.device) * height // grid[0] + height // (2 * grid[0])) - move[:, 1:]
     columns = (torch.arange(grid[1], device=truth.device) * width // grid[1] + width // (2 * grid[1])) - move[:, :1]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]

@@ -66,8 +66,9 @@ def rollout(
         input_size, stride: as in ``first_prompt``; grid: (h, w) of the logits.
     """
     prompts, ambiguous = first_prompt(truth, keys, config, input_size, stride, grid)
-    # The first round gives the three masks, and the single one too where some object may start with many points.
-    first_masks = None if len(config.num_points) > 1 else True
+    # The first round gives the three masks, and the single one too where some object may start with many points, or
+    # where no later round trains it.
+    first_masks = None if len(config.num_points) > 1 or config.rounds == 1 else True
     for index in range(config.rounds):
         prediction = decode(embeddings, picture, prompts, first_masks if index == 0 else False)
         allowed = _allowed(prediction, ambiguous)

@@ -35,8 +35,14 @@ def test_what_the_curriculum_does_not_name_stays() -> None:
         ("curriculum.parts=0.5,0.4,0.2", "must sum to 1"),
         ("curriculum.crop_sizes=64,128", "one value for each of the 3 curriculum.parts"),
         ("curriculum.max_masks=0,1,1", "at least 1"),
+        ("data.crop_size=64", "set curriculum.crop_sizes, or train in one stage with curriculum.parts="),
     ],
 )
 def test_stages_must_fit(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         overrides.apply(RECIPE, [setting])
+
+
+def test_without_parts_there_is_no_curriculum() -> None:
+    plain = overrides.apply(RECIPE, ["curriculum.parts=", "data.crop_size=64"])
+    assert curriculum.stages(plain) == [(0, plain)] and plain.data.crop_size == 64

@@ -212,3 +212,13 @@ def test_real_pictures(data_dir: Path) -> None:
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no picture with masks"):
         open_index(tmp_path)
+
+
+def test_crops_are_for_training_only(drawn: Path) -> None:
+    index = open_index(drawn / "val")
+    plain, cropped = (
+        next(iter(EvalLoader(index, replace(DATA, crop_size=side), SIDE, EvalConfig(), 0, 1))) for side in (0, 16)
+    )
+    assert _same(plain, cropped)
+    trained = next(_train(drawn / "train", data=replace(DATA, crop_size=16)).steps(0))
+    assert trained[0].images.shape[-1] == 16

@@ -159,3 +159,9 @@ def test_a_pointless_start_gets_sams_padding_point_with_its_first_click(kind):
     _, asked = run(config, squares(3))
     assert (asked[0][0].labels == MASKED).all()
     assert (asked[1][0].labels[:, -2:] == torch.tensor([PAD, MASKED])).all()
+
+
+def test_a_single_round_asks_for_every_mask():
+    """Else the single mask's head would get no gradient, and ZeRO-3 would apply an old one."""
+    _, asked = run(PromptConfig(correction_rounds=0, extra_rounds=0), squares(4))
+    assert [multimask for _, multimask in asked] == [None]
