@@ -16,7 +16,7 @@ from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
 from sam_ds.modeling.presets import build_sam, sam_config
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
-from sam_ds.ops.rasterize import rasterize
+from sam_ds.ops import constant, rasterize
 from sam_ds.prompts.draws import object_keys
 from sam_ds.prompts.rollout import clickless_round, rollout
 from sam_ds.types import SegmentBatch
@@ -94,8 +94,8 @@ class SegmentImages(nn.Module):
             valid=(-(-batch.valid_sizes // stride))[batch.picture],
             weights=truth.flatten(1).any(1).float(),
             keys=object_keys(recipe.seed, batch.positions[batch.picture], batch.mask_ids),
-            clickless=torch.tensor(clickless, device=batch.images.device),
-            origin=torch.tensor(self._origin(image_side, step), device=batch.images.device),
+            clickless=constant([clickless], batch.images.device)[0],
+            origin=constant(self._origin(image_side, step), batch.images.device),
             prompts=recipe.prompts,
         )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sam_ds.ops import constant
 from sam_ds.types import MASKED, Prediction, Prompts
 
 from .image_encoder import ImageEncoder
@@ -65,8 +66,7 @@ class Sam(nn.Module):
         Returns:
             float32 [B, 3, S, S], zero outside the valid part (blanked after standardising, as in SAM).
         """
-        mean = torch.tensor(PIXEL_MEAN, device=images.device).view(3, 1, 1)
-        std = torch.tensor(PIXEL_STD, device=images.device).view(3, 1, 1)
+        mean, std = (constant(values, images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         pixels = torch.arange(images.shape[-1], device=images.device)
         rows, columns = (pixels < valid_sizes.unsqueeze(-1)).unbind(1)  # each [B, S]
         valid = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, S, S]
