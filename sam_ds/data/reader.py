@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from sam_ds.data.index import Index
+from sam_ds.data.limits import raise_if_of_machine
 from sam_ds.data.scan import LOOSE
 
 try:
     import simplejpeg
 except ImportError:  # optional: Pillow does the same, slower
     simplejpeg = None
+
+_LONGEST_SIDE = 65535  # of a JPEG
+_MOST_OPEN = 64  # tars of a Reader; SA-1B has a thousand, and a process may often open 1024 files
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,11 +42,12 @@ class Raw:
 
 
 class Reader:
-    """Reads samples of one index. Files of tars stay open, so a read is one ``pread`` for each of the two parts."""
+    """Reads samples of one index. The tars last read stay open: a read is then one ``pread`` for each of two parts."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self._descriptors: dict[int, int] = {}
+        self._descriptors: dict[int, int] = {}  # by shard, the one last read last
+        weakref.finalize(self, _close, self._descriptors)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.index,)
@@ -50,6 +56,7 @@ class Reader:
         """
         Raises:
             BadSampleError: a file is gone, or cut, or its JSON is not SA-1B's.
+            UserError: the machine has no more files or memory to give.
         """
         row = self.index[sample]
         try:
@@ -57,13 +64,16 @@ class Reader:
             size = int(info["image"]["height"]), int(info["image"]["width"])
             annotations = info["annotations"]
             jpeg = self._bytes(row, "jpg")
+        except BadSampleError:  # a ValueError too
+            raise
         except OSError as error:
+            raise_if_of_machine(error, self.index.name(sample))
             raise BadSampleError(f"cannot be read: {error.strerror or error}") from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:  # OverflowError: an infinite size
             raise BadSampleError(f"its JSON is not as SA-1B's: {type(error).__name__} {error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSampleError(f"its JSON is damaged: {error}") from error
-        if min(size) < 1 or not isinstance(annotations, list):
+        if min(size) < 1 or max(size) > _LONGEST_SIDE or not isinstance(annotations, list):
             raise BadSampleError(f"its JSON is not as SA-1B's: size {size}, annotations {type(annotations).__name__}")
         return Raw(jpeg, size, annotations)
 
@@ -71,12 +81,24 @@ class Reader:
         size, offset, shard = int(row[f"{part}_size"]), int(row[f"{part}_offset"]), int(row["shard"])
         if shard == LOOSE:
             return (self.index.root / f"{os.fsdecode(bytes(row['stem']))}.{part}").read_bytes()
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY)
-        content = os.pread(self._descriptors[shard], size, offset)
+        content = os.pread(self._descriptor(shard), size, offset)
         if len(content) != size:
             raise BadSampleError(f"its tar ends within it: {len(content)} of {size} bytes of the {part}")
         return content
+
+    def _descriptor(self, shard: int) -> int:
+        descriptor = self._descriptors.pop(shard, None)
+        if descriptor is None:
+            while len(self._descriptors) >= _MOST_OPEN:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY)
+        self._descriptors[shard] = descriptor
+        return descriptor
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
 
 
 def decode(jpeg: bytes, size: tuple[int, int], denominator: int = 1) -> Pixels:
@@ -97,7 +119,7 @@ def decode(jpeg: bytes, size: tuple[int, int], denominator: int = 1) -> Pixels:
         pixels = _decode_fast(jpeg, size, wanted) if simplejpeg else None
         if pixels is None:
             pixels = _decode_pillow(jpeg, size, denominator)
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError is Pillow's word for a broken header
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # the last two: broken headers
         if isinstance(error, BadSampleError):
             raise
         raise BadSampleError(f"its JPEG is damaged: {error}") from error

@@ -115,7 +115,10 @@ def _string_lengths(string: bytes) -> tuple[npt.NDArray[np.int64], int]:
 
 
 def _list_lengths(counts: Any) -> tuple[npt.NDArray[np.int64], int]:
-    lengths = np.asarray(counts)
+    try:
+        lengths = np.asarray(counts)
+    except ValueError:  # lists of several lengths within
+        return np.zeros(0, np.int64), 5
     if lengths.ndim != 1 or not (lengths.size == 0 or np.issubdtype(lengths.dtype, np.integer)):
         return np.zeros(0, np.int64), 5
     return lengths.astype(np.int64), 0

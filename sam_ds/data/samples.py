@@ -66,10 +66,13 @@ class SampleMaker:
 
     Args:
         image_size: side of the model's input.
+        reader: one of this index, to share its open files.
     """
 
-    def __init__(self, index: Index, data: DataConfig, image_size: int, seed: int) -> None:
-        self.reader, self.data, self.seed = Reader(index), data, seed
+    def __init__(
+        self, index: Index, data: DataConfig, image_size: int, seed: int, reader: Reader | None = None
+    ) -> None:
+        self.reader, self.data, self.seed = reader or Reader(index), data, seed
         self.side = data.crop_size or image_size
         self.crop = data.crop_size / image_size if data.crop_size else None
         self.sampler = Sampler(len(index), seed)
@@ -150,13 +153,13 @@ def usable_masks(raw: Raw, data: DataConfig) -> Masks:
     try:
         fields = [_fields(annotation) for annotation in raw.annotations]
         table = np.array(fields, np.float64)  # [O, 7]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadSampleError(f"its annotations are not as SA-1B's: {type(error).__name__} {error}") from error
     areas = table[:, 4]
     pixels = raw.size[0] * raw.size[1]
     keep = (areas >= max(1, data.min_area)) & (areas <= data.max_area * pixels)
     keep &= (table[:, 5] >= data.min_predicted_iou) & (table[:, 6] >= data.min_stability)
-    keep &= (table[:, 2:4] > 0).all(1)
+    keep &= (table[:, 2:4] > 0).all(1) & np.isfinite(table).all(1)
     if not keep.any():
         raise BadSampleError(f"none of its {len(keep)} masks passes the filters (area, predicted IoU, stability)")
     return Masks(np.flatnonzero(keep), table[keep, :4], areas[keep])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from sam_ds.data.limits import raise_if_of_machine
 from sam_ds.data.tar import DamagedTarError, members
 
 LOOSE = -1  # the shard of a sample in loose files
@@ -90,6 +91,8 @@ def _read_tar(root: Path, tar: str, shard: int, findings: list[Finding]) -> _Pla
         for member in members(str(root / tar)):
             _add(place, os.path.normpath(member.name), (member.offset, member.size), findings)
     except (DamagedTarError, OSError) as error:
+        if isinstance(error, OSError):
+            raise_if_of_machine(error, str(root / tar))
         findings.append(Finding("truncated", tar, str(error)))
     return place
 

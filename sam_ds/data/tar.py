@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
+_PAX_DIGITS = 20  # of a length, at most
+_RECORD = 20 * _BLOCK  # writers fill their last record up
 
 
 class DamagedTarError(ValueError):
-    """The walk cannot go on: the file ends early or a header is not one. What came before it is good."""
+    """The walk cannot go on: the file ends early, a header is not one or overwritten. What came before it is good."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,43 @@ def _walk(descriptor: int, total: int) -> Iterator[Member]:
         if len(header) < _BLOCK:
             raise DamagedTarError(f"ends at byte {total} without an end mark: cut short")
         if header == _EMPTY:
+            _check_end(descriptor, position, total)
             return
         if not _checksum_fits(header):
             raise DamagedTarError(f"the header at byte {position} is damaged")
         kind = header[156:157]
-        size = int(extra.get("size", _number(header[124:136])))
+        size = _size(header, extra, position)
         content = position + _BLOCK
         position = content + -(-size // _BLOCK) * _BLOCK
         if content + size > total:
             raise DamagedTarError(f"ends at byte {total} within {extra.get('path', _name(header))}: cut short")
         if kind == b"x":
-            extra.update(_pax(os.pread(descriptor, size, content)))
+            extra.update(_pax(os.pread(descriptor, size, content), content))
         elif kind == b"L":
             extra["path"] = _text(os.pread(descriptor, size, content))
         elif kind != b"g":
             if kind in (b"0", b"\0"):
                 yield Member(extra.get("path", _name(header)), content, size)
             extra = {}
+
+
+def _check_end(descriptor: int, position: int, total: int) -> None:
+    """A block of zeros ends a tar, and the filling of its last record follows: more than that is lost members."""
+    rest = position
+    while total - position > _RECORD and (content := os.pread(descriptor, 1 << 20, rest)):
+        if content.count(0) < len(content):
+            raise DamagedTarError(f"has zeros for a header at byte {position} but goes on: what follows is lost")
+        rest += len(content)
+
+
+def _size(header: bytes, extra: dict[str, str], position: int) -> int:
+    try:
+        size = int(extra.get("size", _number(header[124:136])))
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise DamagedTarError(f"the header at byte {position} is damaged: it has no size")
+    return size
 
 
 def _checksum_fits(header: bytes) -> bool:
@@ -89,13 +111,15 @@ def _name(header: bytes) -> str:
     return f"{prefix}/{_text(header[:100])}" if prefix else _text(header[:100])
 
 
-def _pax(content: bytes) -> dict[str, str]:
-    """Records of the form ``length key=value`` with the length in decimal, the whole record counted."""
+def _pax(content: bytes, position: int) -> dict[str, str]:
+    """Records of the form ``length key=value`` with the length in decimal, the whole record and its newline counted."""
     records, at = {}, 0
     while at < len(content):
-        blank = content.index(b" ", at)
-        length = int(content[at:blank])
-        key, _, value = content[blank + 1 : at + length - 1].partition(b"=")
+        digits, _, _ = content[at : at + _PAX_DIGITS].partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        key, equals, value = content[at + len(digits) + 1 : at + length - 1].partition(b"=")
+        if not equals or content[at + length - 1 : at + length] != b"\n":
+            raise DamagedTarError(f"the pax header at byte {position} is damaged")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         at += length
     return records

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from dataclasses import replace
+from errno import EMFILE, ENFILE, ENOMEM
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +71,45 @@ def _other_json(folder: Path, picture: int) -> None:
     (folder / f"sa_{picture}.json").write_text("[1, 2]")
 
 
+def _write_json(folder: Path, picture: int, content: str) -> None:
+    (folder / f"sa_{picture}.json").write_text(content)
+
+
+def _deep_json(folder: Path, picture: int) -> None:
+    _write_json(folder, picture, "[" * 100_000)
+
+
+def _endless_size(folder: Path, picture: int) -> None:
+    _write_json(folder, picture, '{"image": {"height": 1e400, "width": 96}, "annotations": []}')
+
+
+def _huge_size(folder: Path, picture: int) -> None:
+    _change(folder, picture, lambda info: info["image"].update(height=10**400))
+
+
+def _huge_area(folder: Path, picture: int) -> None:
+    _change(folder, picture, lambda info: info["annotations"][0].update(area=10**400))
+
+
+def _endless_boxes(folder: Path, picture: int) -> None:
+    _change(folder, picture, lambda info: [a["bbox"].__setitem__(0, float("inf")) for a in info["annotations"]])
+
+
+def _ragged_counts(folder: Path, picture: int) -> None:
+    _change(folder, picture, lambda info: [a["segmentation"].update(counts=[[1, 2], [3]]) for a in info["annotations"]])
+
+
+def _huge_header(folder: Path, picture: int) -> None:
+    path = folder / f"sa_{picture}.jpg"
+    path.write_bytes(_with_size(path.read_bytes(), 65500))
+
+
+def _with_size(jpeg: bytes, side: int) -> bytes:
+    """The header says ``side`` for both sides."""
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + side.to_bytes(2, "big") * 2 + jpeg[at + 4 :]
+
+
 def _gone(folder: Path, picture: int) -> None:
     (folder / f"sa_{picture}.jpg").unlink()
 
@@ -87,6 +128,13 @@ FAULTS = {
     _no_boxes: "annotations are not as SA-1B's: KeyError 'bbox'",
     _not_json: "JSON is damaged",
     _other_json: "JSON is not as SA-1B's",
+    _deep_json: "JSON is damaged: .*recursion",
+    _endless_size: "JSON is not as SA-1B's: OverflowError .*infinity",
+    _huge_size: "JSON is not as SA-1B's: size",
+    _huge_area: "annotations are not as SA-1B's: OverflowError",
+    _endless_boxes: "passes the filters",
+    _ragged_counts: "RLE of its mask .* neither a string nor a list of whole numbers",
+    _huge_header: "JPEG is 65500x65500, its JSON says|JPEG is damaged: .*exceeds limit",
     _gone: "cannot be read: No such file",
 }
 
@@ -198,6 +246,8 @@ def test_damaged_jpegs(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (whole[: len(whole) // 2], whole[:20], b"not a picture", b""):
         with pytest.raises(BadSampleError, match="JPEG is damaged"):
             decode(content, (200, 300))
+    with pytest.raises(BadSampleError, match=FAULTS[_huge_header]):
+        decode(_with_size(whole, 65500), (200, 300))
     with pytest.raises(BadSampleError, match="its JPEG is 300x200, its JSON says 200x300"):
         decode(whole, (300, 200))
 
@@ -213,6 +263,26 @@ def test_tar_that_shrank(loose: Path, tmp_path: Path) -> None:
     index = open_index(folder)
     with open(folder / "a.tar", "r+b") as file:
         file.truncate(int(index[len(index) - 1]["jpg_offset"]) + 10)
-    with pytest.raises(BadSampleError, match="tar ends within it"):
+    with pytest.raises(BadSampleError, match=r"^its tar ends within it"):
         reader.Reader(index).read(len(index) - 1)
     assert torch.is_tensor(next(_loader(index, None).steps(0))[0].images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("number", "way_out"), [(EMFILE, "ulimit"), (ENFILE, "file-max"), (ENOMEM, "data.workers")])
+def test_machine_at_its_limit(
+    loose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, way_out: str, workers: int
+) -> None:
+    """It is not the picture that is bad: nothing is written down, and the run ends with a way out."""
+
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), path)
+
+    index = open_index(loose)
+    record, data = tmp_path / "quarantine.jsonl", replace(DATA, workers=workers, bad_budget=1.0)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for batches in (_loader(index, record, data).steps(0), EvalLoader(index, data, SIDE, EvalConfig(), 0, 1)):
+        with pytest.raises(UserError, match=rf"sa_\d+\.jpg cannot be read: .*{way_out}") as caught:
+            next(iter(batches))
+        assert "\n" not in str(caught.value)
+    assert not record.exists()

@@ -7,12 +7,14 @@ import os
 import pickle
 import shutil
 import tarfile
+from errno import EMFILE
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sam_ds.config.errors import UserError
+from sam_ds.data import scan
 from sam_ds.data.index import build_index, open_index, open_splits
 from sam_ds.data.reader import Reader
 from sam_ds.data.tar import DamagedTarError, members
@@ -122,6 +124,94 @@ def test_damaged_tars(tmp_path: Path) -> None:
         assert next(walk) == first
         with pytest.raises(DamagedTarError, match=reason):
             next(walk)
+
+
+def _damage(tar: Path, offset: int, content: bytes) -> None:
+    with open(tar, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [bytes(20), b"garbage", b"0 path=x\n", b"1 path=x\n", b"-9 path=x\n", b"9 pathxxx\n", b"99 path=x\n"],
+    ids=repr,
+)
+def test_damaged_pax_header(tmp_path: Path, body: bytes) -> None:
+    _pack(tmp_path / "x.tar", [("a.jpg", b"1"), ("ü.jpg", b"2")], format=tarfile.PAX_FORMAT)
+    first, second = members(str(tmp_path / "x.tar"))
+    _damage(tmp_path / "x.tar", second.offset - 1024, body.ljust(20, b"0"))
+    walk = members(str(tmp_path / "x.tar"))
+    assert next(walk) == first
+    with pytest.raises(DamagedTarError, match=f"pax header at byte {second.offset - 1024} is damaged"):
+        next(walk)
+
+
+@pytest.mark.parametrize("size", ["-512", "x", "9" * 5000])
+def test_damaged_pax_size(tmp_path: Path, size: str) -> None:
+    """One below 0 would send the walk back to where it was."""
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"size": size}
+        archive.addfile(member)
+    with pytest.raises(DamagedTarError, match="is damaged: it has no size"):
+        list(members(str(tmp_path / "x.tar")))
+
+
+def test_damaged_pax_header_is_reported(tars: Path, loose: Path) -> None:
+    _pack(tars / "sa_000002.tar", [("ü.jpg", b"1"), *_files(loose, 1)], format=tarfile.PAX_FORMAT)
+    _damage(tars / "sa_000002.tar", 512, b"0 path=x")
+    report = build_index(tars)
+    assert report.samples == 12 and [(f.kind, f.place) for f in report.findings] == [("truncated", "sa_000002.tar")]
+
+
+def test_hole_of_zeros(tars: Path) -> None:
+    """Zeros over a header look like the tar's end; the members behind them must not be lost in silence."""
+    fourth = list(members(str(tars / "sa_000000.tar")))[6]
+    _damage(tars / "sa_000000.tar", fourth.offset - 512, bytes(512))
+    report = build_index(tars)
+    assert report.samples == 9
+    (finding,) = report.findings
+    assert (finding.kind, finding.place) == ("truncated", "sa_000000.tar")
+    assert f"zeros for a header at byte {fourth.offset - 512}" in finding.what
+
+
+@pytest.mark.parametrize("padding", [bytes(1 << 21), b"x" * 5000])
+def test_padding_is_no_hole(tmp_path: Path, padding: bytes) -> None:
+    _pack(tmp_path / "x.tar", [("a.jpg", b"1" * 1000)])
+    end = 512 + 1024
+    content = (tmp_path / "x.tar").read_bytes()[:end] + bytes(1024) + padding
+    (tmp_path / "x.tar").write_bytes(content)
+    assert len(list(members(str(tmp_path / "x.tar")))) == 1
+
+
+def test_scan_at_the_limit_of_open_files(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index without the tar that could not be opened just then would be kept."""
+
+    def members(path: str):
+        raise OSError(EMFILE, os.strerror(EMFILE), path)
+
+    monkeypatch.setattr(scan, "members", members)
+    with pytest.raises(UserError, match=r"sa_000000.tar cannot be read: .*ulimit"):
+        build_index(tars)
+
+
+def test_open_files_are_few(loose: Path, tmp_path: Path) -> None:
+    def opened() -> int:
+        return sum(os.path.realpath(f"/proc/self/fd/{fd}").endswith(".tar") for fd in os.listdir("/proc/self/fd"))
+
+    folder = tmp_path / "many"
+    folder.mkdir()
+    jpg, info = (content for _, content in _files(loose, 1))
+    for number in range(80):
+        _pack(folder / f"{number:02}.tar", [(f"sa_{number}.jpg", jpg), (f"sa_{number}.json", info)])
+    index = open_index(folder)
+    before, reader = opened(), Reader(index)
+    for sample in [*range(80), *range(80)]:
+        assert reader.read(sample).jpeg == jpg
+    assert 0 < opened() - before <= 64
+    del reader
+    assert opened() == before
 
 
 def test_index_is_kept_and_renewed(tars: Path, loose: Path) -> None:

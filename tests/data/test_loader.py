@@ -15,7 +15,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import DataConfig, EvalConfig, Recipe, TransformConfig
+from sam_ds.config.schema import CurriculumConfig, DataConfig, EvalConfig, Recipe, TransformConfig
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import EvalLoader, TrainLoader
 from sam_ds.ops.rasterize import rasterize
@@ -167,6 +167,13 @@ def test_masks_are_drawn_evenly(drawn: Path) -> None:
     for sample, masks in seen.items():
         info = json.loads(Path(index.name(sample)).with_suffix(".json").read_text())
         assert masks == set(range(len(info["annotations"])))
+
+
+def test_stages_share_open_files(drawn: Path) -> None:
+    recipe = Recipe("t", data=DATA, curriculum=CurriculumConfig(parts=(0.5, 0.5), max_masks=(1, 2)))
+    dataset = TrainLoader(open_index(drawn / "train"), recipe, SIDE, 2, 1, 0, 1, None)._dataset
+    for makers in (dataset.makers, pickle.loads(pickle.dumps(dataset)).makers):
+        assert len(makers) == 2 and makers[0].reader is makers[1].reader
 
 
 def test_loaders_can_be_pickled(drawn: Path) -> None:
