@@ -100,7 +100,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_focal: Tensor, d_dice: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(*ctx.saved_tensors, d_focal, d_dice, ctx.weights, ctx.gamma), None, None, None, None
+        logits, truth, valid, numerator, total = ctx.saved_tensors
+        grad = _backward(logits, truth, valid, numerator, total, d_focal, d_dice, ctx.weights, ctx.gamma)
+        return grad, None, None, None, None
 
 
 def _forward(
