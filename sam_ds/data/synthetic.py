@@ -58,10 +58,17 @@ def synthesize(folder: str | Path, config: SyntheticConfig) -> bool:
         False if the very set is there already.
 
     Raises:
-        UserError: a setting is out of range, or the folder holds something else.
+        UserError: a setting is out of range, or the folder holds something else or cannot be written.
     """
     config.check()
-    root, settings = Path(folder), json.loads(json.dumps(asdict(config)))
+    try:
+        return _synthesize(Path(folder), config)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}): give another folder") from None
+
+
+def _synthesize(root: Path, config: SyntheticConfig) -> bool:
+    settings = json.loads(json.dumps(asdict(config)))
     mark = root / _MARK
     if mark.exists():
         if json.loads(mark.read_text()) == settings:

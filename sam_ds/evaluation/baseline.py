@@ -12,6 +12,7 @@ from sam_ds.config.errors import UserError
 from sam_ds.evaluation.source import mask_areas
 from sam_ds.types import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT, Prediction, Prompts, SegmentBatch
 
+AREA_PICTURES = 200  # training pictures that the disc's mean area is measured on
 _FAR = 1e6  # pixels: far beyond any picture
 
 

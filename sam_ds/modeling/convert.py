@@ -58,18 +58,21 @@ def save_weights(state_dict: dict[str, Tensor], path: str | Path) -> None:
     """Write a flat state dict to .pth or .safetensors, whole or not at all.
 
     Raises:
-        UserError: another suffix.
+        UserError: another suffix, or the file cannot be written.
     """
     path = _checked_suffix(path)
     # One contiguous copy each: safetensors refuses shared memory, and a view would save its whole storage.
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".safetensors":
-        save_file(weights, partial)
-    else:
-        torch.save(weights, partial)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(weights, partial)
+        else:
+            torch.save(weights, partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # of Python, of safetensors, of torch.save
+        raise UserError(f"{path} cannot be written ({_first_line(error)})") from error
 
 
 def _difference(

@@ -14,13 +14,11 @@ from sam_ds.data.index import Index, open_index, open_splits
 from sam_ds.data.loader import EvalLoader, TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.evaluation import interactive, metrics
-from sam_ds.evaluation.baseline import DiscBaseline, mean_area_fraction
+from sam_ds.evaluation.baseline import AREA_PICTURES, DiscBaseline, mean_area_fraction
 from sam_ds.evaluation.pictures import Gallery
 from sam_ds.modeling.presets import sam_config
 from sam_ds.tasks.segment_images import SegmentImages, check_crops
 from sam_ds.types import MaskRuns, SegmentBatch
-
-_AREA_PICTURES = 100  # training pictures that the discs' mean area is measured on
 
 
 class SegmentImagesKit:
@@ -65,7 +63,7 @@ class SegmentImagesKit:
 
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """A disc of the training masks' mean area at the click, by both rules for more clicks."""
-        sampled = dataclasses.replace(recipe.eval, max_pictures=_AREA_PICTURES, max_masks=0)
+        sampled = dataclasses.replace(recipe.eval, max_pictures=AREA_PICTURES, max_masks=0)
         side = sam_config(recipe.model.preset).image_size
         area = mean_area_fraction(EvalLoader(self.splits[0], recipe.data, side, sampled, rank=0, world=1))
         discs = {"disc": DiscBaseline(area), "disc, nearest": DiscBaseline(area, nearest=True)}

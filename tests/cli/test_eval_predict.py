@@ -61,6 +61,22 @@ def test_eval_prints_a_table_and_writes_numbers_and_pictures(
     assert len(list((output / "pictures").glob("*.png"))) == 1
 
 
+def test_eval_measures_the_pictures_it_is_given(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthesize(tmp_path / "data", SyntheticConfig(3, 2, 0, (64, 96), (3, 5), False))
+    arguments = ["eval", str(run_dir), "--data", str(tmp_path / "data" / "val"), "--val", str(tmp_path / "data/train")]
+    settings = ["--set", "eval.clicks=1", "--set", "eval.max_masks=2", "--set", "eval.pictures=0"]
+    output = tmp_path / "results"
+    assert main([*arguments, "--output", str(output), "--device", "cpu", *settings]) == 0
+    assert "measured on 6 masks of 3 pictures" in capsys.readouterr().out
+    results = json.loads((output / "eval.json").read_text())
+    assert results["pictures"] == 3 and results["val"] == str(tmp_path / "data/train")
+    assert main([*arguments, "--output", str(output / "eval.json"), "--device", "cpu", *settings]) == 2
+    said = capsys.readouterr().err
+    assert "eval.json cannot be written" in said and len(said.splitlines()) == 1
+
+
 def test_eval_on_real_pictures(run_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     arguments = ["--output", str(tmp_path), "--device", "cpu", "--set", "eval.max_pictures=2"]
     arguments += ["--set", "eval.max_masks=3", "--set", "eval.clicks=1"]
@@ -159,7 +175,7 @@ class Recorder(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = build_sam(recipes.get("tiny").model).config
+        self.config = replace(build_sam(recipes.get("tiny").model).config, image_size=256)
         self.logits_stride = self.config.patch_size // 4
 
     def normalize(self, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -61,3 +61,17 @@ def test_mistakes(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert ".pth or .safetensors" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "a.pth")]) == 2
     assert "no whole checkpoint" in capsys.readouterr().err
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "folder.pth", tmp_path / "file" / "a.pth", tmp_path / "file" / "a.safetensors"):
+        assert main(["export", str(run_folder), "-o", str(output)]) == 2
+        said = capsys.readouterr().err
+        assert f"{output} cannot be written" in said and len(said.splitlines()) == 1
+
+
+def test_a_set_is_not_drawn_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "set"):
+        assert main(["data", "synth", str(folder), "--train", "1", "--val", "1"]) == 2
+        said = capsys.readouterr().err
+        assert f"{folder} cannot be written" in said and len(said.splitlines()) == 1
