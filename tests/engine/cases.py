@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,27 @@ def digest(state: dict[str, Tensor]) -> str:
 
 def full(engine: Engine) -> dict[str, Tensor]:
     return engine.state_dict(everywhere=True)
+
+
+def own_digest(engine: Engine) -> str:
+    """Of the weights that this rank itself computes with: ``full`` gathers, and so is alike on ranks that are not."""
+    sharded = engine.config.zero_stage == 3
+    own: dict[str, Tensor] = {}
+    for name, parameter in engine.task.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+            own[name] = parameter.data.detach().cpu().clone()
+    return digest(own)
+
+
+def drifted(folder: Path, stage: int) -> Any:
+    """Digests of ranks of which one has changed a weight on its own, as by a gradient that the others lack."""
+    engine = Engine(toy.ToyTask, toy.recipe(), toy.config(stage))
+    before = own_digest(engine)
+    if not distributed.is_main():
+        engine.task.encoder.pos_embed.data.add_(1.0)
+    after = own_digest(engine)
+    engine.close()
+    return [before, after]
 
 
 def steps(engine: Engine, start: int, end: int, accumulation: int) -> list[StepResult]:
@@ -134,6 +157,7 @@ def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> 
     loaded = digest(full(engine))
     second = [distributed.mean_logs(r.logs) for r in steps(engine, half, 20, 2)]
     got = digest(full(engine)), optimizer_digest(engine)
+    own = own_digest(engine)
     engine.close()
     return {
         "weights": expected[0] == got[0],
@@ -141,7 +165,7 @@ def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> 
         "loaded": saved == loaded,
         "logs": straight == first + second,
         "manifest": [manifest.step, manifest.frozen, manifest.score, manifest.progress["pictures"]],
-        "digest": got[0],
+        "digest": own,
     }
 
 
@@ -187,9 +211,17 @@ def refuse(folder: Path) -> Any:
         "model": (Wider, toy.recipe(), config),
         "stage": (toy.ToyTask, toy.recipe(), toy.config(3)),
         "precision": (toy.ToyTask, toy.recipe(), toy.config(2, "bf16")),
+        "batch": (toy.ToyTask, toy.recipe(), toy.config(2, accumulation=3)),
     }
     for name, (task, recipe, other) in others.items():
         messages[name] = _message(Engine(task, recipe, other), path)
+    distributed.barrier()
+    if distributed.is_main():
+        values = json.loads((path / "complete.json").read_text())
+        del values["global_batch"]
+        (path / "complete.json").write_text(json.dumps(values))
+    distributed.barrier()
+    messages["older"] = _message(Engine(toy.ToyTask, toy.recipe(), config), path)
     engine = Engine(toy.ToyTask, toy.recipe(), config)
     distributed.barrier()
     if distributed.is_main():

@@ -64,11 +64,12 @@ CURVES = {f"curve_{stage}": partial(cases.curve, stage=stage, accumulation=1) fo
 CURVES |= {
     f"curve_{stage}_bf16": partial(cases.curve, stage=stage, accumulation=1, precision="bf16") for stage in STAGES
 }
+DRIFTED = {f"drifted_{stage}": partial(cases.drifted, stage=stage) for stage in (0, 1, 2)}
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    everything = PARITY | PRECISION | NOT_FINITE | RESUME | FROZEN | CURVES | {"refuse": cases.refuse}
+    everything = PARITY | PRECISION | NOT_FINITE | RESUME | FROZEN | CURVES | DRIFTED | {"refuse": cases.refuse}
     return ranks.run(everything, 2, tmp_path_factory.mktemp("ranks"))
 
 
@@ -98,6 +99,13 @@ def test_resume_is_exact_to_the_last_bit(two_ranks: dict[str, list[Any]], name: 
     frozen, half = (int(word) for word in name.split("_")[-2:])
     assert seen[0]["manifest"] == [half, half <= frozen and frozen > 0, 0.5, 7]
     assert seen[0]["digest"] == seen[1]["digest"]
+
+
+@pytest.mark.parametrize("name", DRIFTED)
+def test_own_digests_tell_ranks_apart(two_ranks: dict[str, list[Any]], name: str) -> None:
+    """Else nothing above says that ranks end with equal weights. Shards of ZeRO-3 cannot differ: no rank has two."""
+    first, second = ranks.value(two_ranks, name)
+    assert first[0] == second[0] and first[1] != second[1]
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -139,6 +147,8 @@ def test_two_ranks_train_like_one(one_rank: dict[str, list[Any]], two_ranks: dic
         ("model", "of another model: model.mask_decoder.lin2.bias"),
         ("stage", "ZeRO stage 2, not 3"),
         ("precision", "precision fp32, not bf16"),
+        ("batch", "global batch of 2 pictures, not 6"),
+        ("older", ""),
         ("truncated", "missing or truncated"),
         ("missing", "not a complete checkpoint"),
     ],
@@ -147,7 +157,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(
     two_ranks: dict[str, list[Any]], name: str, words: str
 ) -> None:
     for messages in ranks.value(two_ranks, "refuse"):
-        assert words in messages[name] and "\n" not in messages[name]
+        assert words in messages[name] and "\n" not in messages[name] and bool(words) == bool(messages[name])
 
 
 def test_checkpoint_folders_hold_what_they_should(two_ranks: dict[str, list[Any]], tmp_path: Path) -> None:
@@ -161,5 +171,7 @@ def test_checkpoint_folders_hold_what_they_should(two_ranks: dict[str, list[Any]
     step_folder(tmp_path, 50).mkdir()
     assert [p.name[-2:] for p in checkpoint.find(tmp_path)] == ["10", "20", "30", "40"]
     assert checkpoint.resolve(tmp_path).name == "step_00000040"
-    checkpoint.prune(tmp_path, keep_last=1, keep_best=True)
-    assert [p.name[-2:] for p in checkpoint.find(tmp_path)] == ["20", "40"]
+    (step_folder(tmp_path, 50) / "complete.json").write_text('{"score": 0.8, "files": {"gone.pt": 1}}')
+    (step_folder(tmp_path, 10) / "complete.json").write_text("cut")
+    checkpoint.prune(tmp_path, keep_last=1, keep_best=True)  # damaged ones are no reason to stop a training
+    assert [p.name[-2:] for p in checkpoint.find(tmp_path)] == ["20", "50"]

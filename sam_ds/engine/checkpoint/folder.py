@@ -38,6 +38,7 @@ class Manifest:
     progress: dict[str, Any] = field(default_factory=dict)  # what the trainer counts
     files: dict[str, int] = field(default_factory=dict)  # bytes of every other file
     version: int = VERSION
+    global_batch: int | None = None  # pictures a step; older checkpoints do not say
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -96,12 +97,20 @@ def prune(root: Path, keep_last: int, keep_best: bool) -> list[Path]:
     found = find(root)
     keep = set(found[-max(1, keep_last) :])
     if keep_best:
-        scores = {path: read_manifest(path).score for path in found}
-        scored = [path for path in found if scores[path] is not None]
-        if scored:
-            keep.add(max(scored, key=lambda path: scores[path] or 0.0))
+        scores = {path: score for path in found if (score := _score(path)) is not None}
+        if scores:
+            keep.add(max(scores, key=lambda path: scores[path]))
     deleted = [path for path in found if path not in keep]
     for path in deleted:
         (path / MANIFEST).unlink()  # first, so that a half-deleted folder never counts
         shutil.rmtree(path)
     return deleted
+
+
+def _score(folder: Path) -> float | None:
+    """The score of a checkpoint, as far as it can be read: a damaged one must not stop the training that prunes."""
+    try:
+        score = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["score"]
+        return None if score is None else float(score)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

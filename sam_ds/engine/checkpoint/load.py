@@ -22,7 +22,7 @@ def load(engine: Engine, folder: Path) -> Manifest:
 
     Raises:
         UserError: it is incomplete, of another recipe or model, or was written by another number of ranks, ZeRO
-            stage or precision.
+            stage, precision or global batch.
     """
     manifest = read_manifest(folder)
     _check_recipe(engine, manifest, folder)
@@ -82,6 +82,13 @@ def _check_layout(engine: Engine, manifest: Manifest, folder: Path) -> None:
                 f"{folder} was saved with {name} {saved[name]}, not {value}: resume with the same, or start a new run "
                 f"from its weights (--set model.init={folder / WEIGHTS})"
             )
+    batch = engine.config.global_batch(distributed.world_size())
+    if manifest.global_batch not in (None, batch):
+        raise UserError(
+            f"{folder} was saved with a global batch of {manifest.global_batch} pictures, not {batch}: the stream and "
+            f"the schedule could not go on; set train_batch_size {manifest.global_batch} (micro batch × accumulation × "
+            f"ranks) in the DeepSpeed config, or start a new run from its weights (--set model.init={folder / WEIGHTS})"
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

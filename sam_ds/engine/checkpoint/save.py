@@ -57,6 +57,7 @@ def _manifest(engine: Engine, step: int, score: float | None, progress: dict[str
         shapes=engine.shapes,
         score=score,
         progress=progress,
+        global_batch=engine.config.global_batch(distributed.world_size()),
     )
 
 
