@@ -20,7 +20,7 @@ def train(run: Run) -> TrainState:
     train, state, score = run.recipe.train, run.state, None
     pictures = run.engine.config.global_batch(distributed.world_size())
     run.evaluations.measure_baselines(run.engine, run.progress.say)
-    if state.step == 0:
+    if state.step == 0 or state.step >= train.steps:  # before the first step, and where none is left to do
         run.evaluate(state)
     run.meter.restart()
     with run.progress:

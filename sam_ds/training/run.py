@@ -9,6 +9,7 @@ from typing import Any
 
 from sam_ds.config import recipe_file
 from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.errors import UserError
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
@@ -74,15 +75,17 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
     distributed.init()
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
-    source = distributed.on_main(lambda: folder.checkpoint_for(resume))
+    source = distributed.on_main(lambda: _open_folder(folder, resume))
     distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
     if not distributed.is_main():
         kit.open_data(data, val)  # … and the others find it
     loader = kit.train_loader(recipe, config, folder.quarantine)
     engine = Engine(kit.build, recipe, config)
-    state = _restore(engine, source)
-    tracker = _start_folder(folder, recipe, engine, state if source else None)
-    main = distributed.is_main()
+    state, notes = _restore(engine, source)
+    tracker = _start_folder(folder, engine, source, state)
+    progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
+    for note in notes:
+        progress.say(note)
     return Run(
         recipe=recipe,
         folder=folder,
@@ -92,24 +95,46 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
         tracker=tracker,
         meter=StepMeter(engine),
         evaluations=Evaluations(recipe, kit, folder, tracker),
-        progress=Progress(recipe.train.steps, state.step, enabled=main),
+        progress=progress,
         state=state,
     )
 
 
-def _restore(engine: Engine, source: Path | None) -> TrainState:
+def _open_folder(folder: RunFolder, resume: str) -> Path | None:
+    folder.make()
+    return folder.checkpoint_for(resume)
+
+
+def _restore(engine: Engine, source: Path | None) -> tuple[TrainState, list[str]]:
+    """The state to go on from, and what its user should know of it."""
     if source is None:
-        return TrainState()
+        return TrainState(), []
     manifest = checkpoint.load(engine, source)
-    return dataclasses.replace(TrainState(**manifest.progress), step=manifest.step)
+    steps, notes = engine.recipe.train.steps, [f"going on from {source}"]
+    changed = changed_settings(manifest.recipe, engine.recipe)
+    if changed:
+        notes.append(f"other settings than before step {manifest.step}: {changed}")
+    if manifest.step >= steps:
+        notes.append(f"already trained to step {manifest.step} of {steps}: set train.steps higher to go on")
+    return dataclasses.replace(TrainState(**manifest.progress), step=manifest.step), notes
 
 
-def _start_folder(folder: RunFolder, recipe: Recipe, engine: Engine, resumed: TrainState | None) -> Tracker:
-    main = distributed.is_main()
+def changed_settings(saved: dict[str, Any], recipe: Recipe) -> str:
+    """The settings that differ from those of a checkpoint's recipe, as text; "" if none does."""
+    try:
+        before = recipe_file.flatten(recipe_file.from_dict(saved, "the checkpoint's recipe"))
+    except UserError as error:
+        return f"not comparable ({error})"
+    now = recipe_file.flatten(recipe)
+    return ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name])
+
+
+def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state: TrainState) -> Tracker:
+    main, recipe = distributed.is_main(), engine.recipe
     settings: dict[str, Any] = engine.effective_config()
     machine = environment() if main else {}
     if main:
-        folder.create(recipe, settings, machine)
+        folder.start(recipe, settings, machine, state.step if source and folder.owns(source) else None)
     distributed.barrier()
     params = {"recipe": recipe_file.to_dict(recipe), "deepspeed": settings, "environment": machine}
-    return open_tracker(folder.path, recipe, params, resumed.step if resumed else None, main)
+    return open_tracker(folder.path, recipe, params, state.step if source else None, main)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,11 @@ from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint
+from sam_ds.tracking import journal
+
+# What a training reports into, and what must not be taken for a report of another one.
+_REPORTS = ("evaluations.json", journal.NAME, "mlflow.json", "tensorboard")
+_DRAWING = ("batch", "pictures")  # settings of an evaluation that change no number
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,30 @@ class RunFolder:
     def quarantine(self) -> Path:
         return self.path / "quarantine.jsonl"
 
-    def create(self, recipe: Recipe, deepspeed: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Make the folder and write down what is about to be trained, how, and on what."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        recipe_file.save(recipe, self.path / "recipe.json")
+    def make(self) -> None:
+        """Make the folder. Raises UserError if nothing can be written there."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}): choose another --output") from None
+
+    def start(
+        self, recipe: Recipe, deepspeed: dict[str, Any], environment: dict[str, Any], resumed: int | None
+    ) -> None:
+        """Write down what is about to be trained, how, and on what.
+
+        Numbers that do not belong to this training go: all of an earlier one are set aside, unless ``resumed`` says
+        from which step of it this one goes on; then those of later steps and of other evaluations are dropped.
+        """
+        if resumed is None:
+            self._set_aside()
+        elif (self.path / "evaluations.json").is_file():
+            # Before recipe.json is written: it says how they were measured.
+            kept = self.evaluations() if self._measured_alike(recipe) else {}
+            self._write("evaluations.json", {title: kept[title] for title in kept if _step(title) <= resumed})
+        self._write("recipe.json", recipe_file.to_dict(recipe))
         self._write("deepspeed.json", deepspeed)
         self._write("environment.json", environment)
 
@@ -76,19 +103,57 @@ class RunFolder:
         """The checkpoint to go on from: of ``auto`` the newest here, of ``never`` none, else that of the path.
 
         Raises:
-            UserError: ``never``, but the folder holds a training already; or the path leads to no checkpoint.
+            UserError: ``never``, but the folder holds a training already; the path leads to no checkpoint, or the
+                folder holds later ones, which would count as this training's newest.
         """
         found = checkpoint.find(self.checkpoints)
         if resume == "auto":
             return found[-1] if found else None
+        last = int(found[-1].name[5:]) if found else -1
         if resume != "never":
-            return checkpoint.resolve(Path(resume))
+            source = checkpoint.resolve(Path(resume))
+            if found and checkpoint.read_manifest(source).step < last:
+                raise UserError(
+                    f"{self.path} holds later checkpoints (to step {last}) than {source}: choose another --output, "
+                    f"or remove those in {self.checkpoints}"
+                )
+            return source
         if found:
             raise UserError(
-                f"{self.path} holds a training already (to step {int(found[-1].name[5:])}): choose another --output, "
+                f"{self.path} holds a training already (to step {last}): choose another --output, "
                 "or continue it with --resume auto"
             )
         return None
 
+    def owns(self, source: Path) -> bool:
+        """Whether a checkpoint is one of this run."""
+        return source.resolve().parent == self.checkpoints.resolve()
+
+    def _measured_alike(self, recipe: Recipe) -> bool:
+        """Whether the numbers that are there were measured as this recipe measures."""
+        try:
+            saved = json.loads((self.path / "recipe.json").read_text(encoding="utf-8"))["eval"]
+            own = json.loads(json.dumps(dataclasses.asdict(recipe.eval)))
+            return all(saved[name] == own[name] for name in own if name not in _DRAWING)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _set_aside(self) -> None:
+        """Rename the reports of an earlier training to .1, or the next number that is free for all of them."""
+        number = 1
+        while any((self.path / f"{name}.{number}").exists() for name in _REPORTS):
+            number += 1
+        for name in _REPORTS:
+            if (self.path / name).exists():
+                (self.path / name).rename(self.path / f"{name}.{number}")
+
     def _write(self, name: str, values: Any) -> None:
-        (self.path / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        """The whole file or none: one that is cut in the middle would stop every later start."""
+        partial = self.path / f"{name}.partial"
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+
+def _step(title: str) -> int:
+    """Of "step 600" the number; what else was measured is older than any step."""
+    return int(title[5:]) if title.startswith("step ") else -1

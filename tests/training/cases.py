@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,7 @@ def one_graph(folder: Path, stage: int, checkpointing: str) -> Any:
         first = first_prompt(inputs.truth, inputs.keys, recipe.prompts, side, 1, (4, 4))
         labels.append(first.prompts.labels.tolist())
         losses.append(distributed.mean_logs(engine.train_step([batch], step).logs)["loss/total"])
-    weights = engine_cases.digest(engine.state_dict(everywhere=True))
+    weights = engine_cases.own_digest(engine)
     engine.close()
     return {"losses": losses, "labels": labels, "weights": weights}
 
@@ -105,10 +108,27 @@ def resume(folder: Path, data: str, stage: int) -> Any:
         run = open_run(recipe, config, data, None, output, "auto")
         states.append(loop.train(run))
         last = engine_cases.digest(run.engine.state_dict(everywhere=True))
-        states[-1] = [states[-1].step, states[-1].pictures, run.state.step, last]
+        states[-1] = [states[-1].step, states[-1].pictures, run.state.step, last, engine_cases.own_digest(run.engine)]
         run.close()
     distributed.barrier()
-    return {"straight": states[0], "resumed": states[1], "folders": [str(output) for output in outputs]}
+    said = said_of_a_finished_run(data, recipe, config, outputs[0], folder / "again")
+    return {"said": said, "straight": states[0], "resumed": states[1], "folders": [str(output) for output in outputs]}
+
+
+def said_of_a_finished_run(
+    data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, finished: Path, output: Path
+) -> str:
+    """What a copy of a finished run prints when it is started again with another evaluation."""
+    if distributed.is_main():
+        shutil.copytree(finished, output)
+    distributed.barrier()
+    changed = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, clicks=(3,)))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        run = open_run(changed, config, data, None, output, "auto")
+        loop.train(run)
+    run.close()
+    return said.getvalue()
 
 
 def global_batches(folder: Path, data: str, accumulation: int) -> Any:

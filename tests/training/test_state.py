@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from sam_ds import recipes
+from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
+from sam_ds.config.schema import Recipe
 from sam_ds.engine.checkpoint import Manifest
 from sam_ds.engine.checkpoint.folder import step_folder, write_manifest
 from sam_ds.training.progress import Progress
+from sam_ds.training.run import changed_settings
 from sam_ds.training.state import RunFolder, TrainState
 
 
@@ -51,6 +57,85 @@ def test_a_path_may_name_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     assert folder.checkpoint_for(str(tmp_path / "other")) == newest
     with pytest.raises(UserError, match="no complete checkpoint"):
         folder.checkpoint_for(str(tmp_path / "nothing"))
+
+
+def test_a_path_does_not_lead_before_later_checkpoints(tmp_path: Path) -> None:
+    """They would count as the newest: pruning would delete what is trained from the path on."""
+    early = _checkpoint(tmp_path / "run", 5)
+    _checkpoint(tmp_path / "run", 20)
+    other = _checkpoint(tmp_path / "other", 10)
+    folder = RunFolder(tmp_path / "run")
+    for source in (early, other):
+        with pytest.raises(UserError, match=r"later checkpoints \(to step 20\).*--output") as said:
+            folder.checkpoint_for(str(source))
+        assert "\n" not in str(said.value)
+    assert folder.checkpoint_for(str(tmp_path / "run")) is not None
+    assert folder.owns(early) and not folder.owns(other)
+
+
+def _measured(path: Path, clicks: tuple[int, ...] = (1, 3)) -> RunFolder:
+    """The folder of a training that was measured up to step 20."""
+    folder = RunFolder(path)
+    folder.make()
+    folder.start(_recipe(clicks), {}, {}, None)
+    for title in ("disc", "untrained", "step 10", "step 20"):
+        folder.add_evaluation(title, {f"miou@{click}": 0.5 for click in clicks})
+    for name in ("metrics.jsonl", "mlflow.json"):
+        (path / name).write_text("{}\n")
+    return folder
+
+
+def _recipe(clicks: tuple[int, ...], drawn: int = 8) -> Recipe:
+    recipe = recipes.get("tiny")
+    return dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, clicks=clicks, pictures=drawn))
+
+
+def test_a_new_training_does_not_take_over_another_ones_numbers(tmp_path: Path) -> None:
+    folder = _measured(tmp_path)
+    folder.start(_recipe((1, 3)), {}, {}, None)
+    assert folder.evaluations() == {}
+    for name in ("evaluations.json", "metrics.jsonl", "mlflow.json"):
+        assert not (tmp_path / name).exists() and (tmp_path / f"{name}.1").is_file()
+    folder.add_evaluation("disc", {"miou@1": 0.25})
+    folder.start(_recipe((1, 3)), {}, {}, None)
+    assert len(json.loads((tmp_path / "evaluations.json.1").read_text())) == 4  # and none is written over
+    assert (tmp_path / "evaluations.json.2").is_file()
+
+
+def test_numbers_of_later_steps_are_dropped(tmp_path: Path) -> None:
+    folder = _measured(tmp_path)
+    folder.start(_recipe((1, 3), drawn=2), {}, {}, 10)
+    assert list(folder.evaluations()) == ["disc", "untrained", "step 10"]
+    assert (tmp_path / "metrics.jsonl").is_file() and (tmp_path / "mlflow.json").is_file()
+
+
+def test_numbers_of_other_evaluations_are_dropped(tmp_path: Path) -> None:
+    folder = _measured(tmp_path)
+    folder.start(_recipe((1, 5)), {}, {}, 20)
+    assert folder.evaluations() == {}
+
+
+def test_a_write_that_fails_leaves_the_numbers_there(tmp_path: Path) -> None:
+    folder = _measured(tmp_path)
+    with pytest.raises(TypeError):
+        folder.add_evaluation("step 30", {"miou@1": object()})  # type: ignore[dict-item]
+    assert len(folder.evaluations()) == 4
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=f"{path} cannot be written.*--output"):
+            RunFolder(path).make()
+
+
+def test_settings_that_changed_are_named() -> None:
+    recipe = _recipe((1, 3))
+    saved = json.loads(json.dumps(recipe_file.to_dict(recipe)))
+    assert changed_settings(saved, recipe) == ""
+    assert changed_settings(saved, _recipe((1, 5), 2)) == "eval.clicks (1, 3) -> (1, 5), eval.pictures 8 -> 2"
+    assert "not comparable" in changed_settings(saved | {"gone": 1}, recipe)
 
 
 def test_a_log_gets_plain_lines_and_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,8 +61,9 @@ def test_gradients_of_sam_equal_plain_autograd(two_ranks: dict[str, list[Any]], 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(two_ranks: dict[str, list[Any]], stage: int) -> None:
-    seen = ranks.value(two_ranks, f"resume_{stage}")[0]
+    seen, other = ranks.value(two_ranks, f"resume_{stage}")
     straight, resumed = seen["straight"], seen["resumed"]
+    assert straight[4] == other["straight"][4] and resumed[4] == other["resumed"][4]  # each rank's own weights
     assert straight[:3] == [6, 48, 0] and resumed[:3] == [6, 48, 4]
     assert straight[3] == resumed[3]  # every weight, to the last bit
     losses = []
@@ -71,6 +72,14 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(two_ranks: dict[str, list[A
         losses.append({row["step"]: row["loss/total"] for row in rows if "loss/total" in row})
         _check_folder(folder)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_finished_run_says_so_and_is_measured_as_asked(two_ranks: dict[str, list[Any]], stage: int) -> None:
+    said = [seen["said"] for seen in ranks.value(two_ranks, f"resume_{stage}")]
+    assert "already trained to step 6 of 6: set train.steps higher" in said[0]
+    assert "eval.clicks (1, 2) -> (3,)" in said[0] and "mIoU after 3 clicks" in said[0]
+    assert said[1] == ""
 
 
 def _check_folder(folder: Path) -> None:
