@@ -55,9 +55,9 @@ def tiny() -> Recipe:
         schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.02),
         train=TrainConfig(steps=1000, log_every=10, eval_every=0, save_every=200),
         curriculum=CurriculumConfig(
-            parts=(0.85, 0.13, 0.02),
+            parts=(0.85, 0.14, 0.01),
             crop_sizes=(128, 256, 512),
-            max_masks=(16, 16, 8),
+            max_masks=(16, 16, 16),
             correction_rounds=(1, 2, 3),
         ),
         eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=32),

@@ -40,7 +40,7 @@ def tiny(checkpointing: str = "none", **train: Any) -> Recipe:
     return dataclasses.replace(
         recipe,
         prompts=MIXED,
-        curriculum=CurriculumConfig(parts=(0.7, 0.3), crop_sizes=(32, 128), correction_rounds=(2, 1)),
+        curriculum=CurriculumConfig(parts=(0.7, 0.3), crop_sizes=(32, 128), correction_rounds=(1, 2)),
         model=dataclasses.replace(recipe.model, preset="test", checkpointing=checkpointing, drop_path=0.1),
         data=dataclasses.replace(recipe.data, max_masks=4, workers=0),
         train=dataclasses.replace(recipe.train, **train),
