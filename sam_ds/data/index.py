@@ -61,6 +61,11 @@ class Index:
         row: np.void = self.samples[sample if self.rows is None else self.rows[sample]]
         return row
 
+    def fingerprint(self) -> str:
+        """Equal for the same pictures in the same order, wherever they lie."""
+        rows = b"" if self.rows is None else self.rows.tobytes()
+        return hashlib.sha256(self.samples.tobytes() + rows).hexdigest()[:16]
+
     def subset(self, samples: npt.NDArray[np.int64]) -> Index:
         """These samples only, numbered from 0."""
         rows = samples if self.rows is None else self.rows[samples]

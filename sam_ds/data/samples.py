@@ -74,7 +74,7 @@ class SampleMaker:
     ) -> None:
         self.reader, self.data, self.seed = reader or Reader(index), data, seed
         self.side = data.crop_size or image_size
-        self.crop = data.crop_size / image_size if data.crop_size else None
+        self.crop = self.side / image_size
         self.sampler = Sampler(len(index), seed)
 
     def for_training(self, position: int, image: Tensor) -> tuple[Sample | None, list[Bad]]:

@@ -85,15 +85,15 @@ def random_view(
     boxes: Floats,
     areas: Floats,
     exact: bool = False,
-    crop: float | None = None,
+    crop: float = 1.0,
 ) -> View:
     """Draw a view for training. The number of draws does not depend on the outcome, so settings stay comparable.
 
     Args:
         size: height and width of the picture.
         side: of the view.
-        crop: the part of the model's input that a view is; objects are then of the size they would have in the
-            whole input, but a picture is not drawn smaller than the view. None: a view is the whole input.
+        crop: the part of the model's input that a view is, by its side. Objects keep the size that they would have
+            in the whole input.
         boxes: float [O, 4], x, y, width and height of every mask that may be shown, in source pixels.
         areas: float [O], their pixels.
     """
@@ -105,7 +105,7 @@ def random_view(
         left, top = x - u[3] * (window - width), y - u[4] * (window - height)  # the object anywhere, but whole
     else:
         zoom = _between(u[1], config.crop) / _between(u[2], config.scale_jitter)
-        window = max(size) * (zoom if crop is None else min(1.0, zoom * crop))
+        window = max(size) * zoom * crop
         left, top = u[3] * (size[1] - window), u[4] * (size[0] - window)
     window = max(1, round(window))
     view = window_view(size, side, max(0, round(left)), max(0, round(top)), window, exact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
         kit.open_data(data, val)  # … and the others find it
     loader = kit.train_loader(recipe, config, folder.quarantine)
     engine = Engine(kit.build, recipe, config)
-    state, notes = _restore(engine, source)
+    state, notes = _restore(engine, source, distributed.on_main(kit.fingerprint))
     tracker = _start_folder(folder, engine, source, state)
     progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
     for note in notes:
@@ -105,18 +104,23 @@ def _open_folder(folder: RunFolder, resume: str) -> Path | None:
     return folder.checkpoint_for(resume)
 
 
-def _restore(engine: Engine, source: Path | None) -> tuple[TrainState, list[str]]:
-    """The state to go on from, and what its user should know of it."""
+def _restore(engine: Engine, source: Path | None, data: str) -> tuple[TrainState, list[str]]:
+    """The state to go on from, and what its user should know of it. ``data``: the fingerprint of the pictures."""
     if source is None:
-        return TrainState(), []
+        return TrainState(data=data), []
     manifest = checkpoint.load(engine, source)
+    if manifest.progress.get("data", data) != data:
+        raise UserError(
+            f"{source} comes from a training on other pictures, or more or fewer of them: give its --data and --val, "
+            "or choose another --output and start from its weights with model.init"
+        )
     steps, notes = engine.recipe.train.steps, [f"going on from {source}"]
     changed = changed_settings(manifest.recipe, engine.recipe)
     if changed:
         notes.append(f"other settings than before step {manifest.step}: {changed}")
     if manifest.step >= steps:
         notes.append(f"already trained to step {manifest.step} of {steps}: set train.steps higher to go on")
-    return dataclasses.replace(TrainState(**manifest.progress), step=manifest.step), notes
+    return TrainState(**{**manifest.progress, "data": data, "step": manifest.step}), notes
 
 
 def changed_settings(saved: dict[str, Any], recipe: Recipe) -> str:

@@ -46,6 +46,9 @@ class SegmentImagesKit:
         """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
         self._splits = (open_index(data), open_index(val)) if val else open_splits(data)
 
+    def fingerprint(self) -> str:
+        return "-".join(split.fingerprint() for split in self.splits)
+
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainLoader:
         return TrainLoader(
             self.splits[0],

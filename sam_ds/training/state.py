@@ -29,10 +29,12 @@ class TrainState:
     pictures: int = 0  # seen, by all ranks
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
+    data: str = ""  # fingerprint of the pictures
 
     def after(self, pictures: int, skipped: bool) -> TrainState:
         """The state after one more step."""
-        return TrainState(
+        return dataclasses.replace(
+            self,
             step=self.step + 1,
             pictures=self.pictures + pictures,
             skipped=self.skipped + skipped,

@@ -39,6 +39,10 @@ class Kit(Protocol):
         """Open the pictures to train on and to evaluate on. Raises UserError if there are none."""
         ...
 
+    def fingerprint(self) -> str:
+        """Equal for the same pictures to train and to evaluate on, in the same order."""
+        ...
+
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> Loader:
         """This rank's part of the stream."""
         ...

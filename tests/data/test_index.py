@@ -279,3 +279,13 @@ def test_users_mistakes(tmp_path: Path, loose: Path) -> None:
         os.remove(path)
     with pytest.raises(UserError, match="single picture"):
         open_splits(str(loose))
+
+
+def test_fingerprints_tell_sets_apart_but_not_places(drawn: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(drawn / "train", copy, ignore=shutil.ignore_patterns(".*"))
+    first = open_index(drawn / "train")
+    assert open_index(copy).fingerprint() == first.fingerprint()
+    (copy / "sa_1.jpg").unlink()
+    assert open_index(copy).fingerprint() != first.fingerprint()
+    assert first.subset(np.arange(3)).fingerprint() != first.fingerprint()

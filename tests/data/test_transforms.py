@@ -165,3 +165,14 @@ def test_draws_do_not_depend_on_settings() -> None:
     without, also = TransformConfig(crop=(0.4, 1.0)), TransformConfig(crop=(0.4, 1.0), flip=1.0)
     for a, b in zip(_views(without, (120, 200)), _views(also, (120, 200)), strict=True):
         assert View(**{**vars(a), "flip": True}) == b
+
+
+def test_a_crop_shows_objects_at_their_size_in_the_whole_input() -> None:
+    config, size = TransformConfig(scale_jitter=(0.3, 2.0)), (400, 600)
+    for seed in range(20):
+        whole, crop = (
+            random_view(np.random.default_rng(seed), config, size, side, BOXES, AREAS, exact=True, crop=side / 256)
+            for side in (256, 64)
+        )
+        a, b = np.diag(whole.to_source())[:2], np.diag(crop.to_source())[:2]
+        np.testing.assert_allclose(a, b, rtol=0.05)  # windows and what they show are whole pixels

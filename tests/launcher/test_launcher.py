@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -67,6 +68,12 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert longer.returncode == 0, longer.stderr
     assert "evaluating after 0 steps" not in longer.stdout  # it went on
     assert (output / "checkpoints" / "step_00000004").is_dir()
+
+    other = tmp_path / "other"
+    synthesize(other, dataclasses.replace(SMALL, seed=1))
+    refused = train(other, output, 6)
+    assert refused.returncode != 0
+    assert "comes from a training on other pictures" in refused.stderr and "Traceback" not in refused.stderr
 
     sam_ds = (sys.executable, "-m", "sam_ds")
     picture = next((data / "val").glob("*.jpg"))
