@@ -44,7 +44,7 @@ def tiny() -> Recipe:
             max_masks=16,
             workers=1,
             transforms=TransformConfig(
-                flip=0.5, scale_jitter=(0.15, 1.25), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05
+                flip=0.5, scale_jitter=(0.25, 1.25), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05
             ),
         ),
         prompts=PromptConfig(correction_rounds=3, extra_rounds=0),
