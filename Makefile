@@ -30,8 +30,10 @@ SET ?=
 export DS_ACCELERATOR ?= cpu
 # Two ranks with more threads than cores wait for each other at every step.
 export OMP_NUM_THREADS ?= 1
+ifeq ($(DS_ACCELERATOR),cpu)
 # Freed memory is kept and comes in large pages: asking for it anew costs a CPU run a tenth of its time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
+endif
 # Where DeepSpeed compiles its optimizers. In a folder of its own no other job's lock can hang us.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 # ninja, which compiles them, comes from pip.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_ds.cli.loading import Loaded, add_model_options, choose_device, load_model
-from sam_ds.config.errors import UserError
+from sam_ds.config.folders import make_writable
 
 if TYPE_CHECKING:
     from sam_ds.data.loader import EvalLoader
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     train, val = (open_index(args.data), open_index(args.val)) if args.val else open_splits(args.data)
     loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set)
     output = args.output or default_output(loaded.weights)
-    _make(output)
+    make_writable(output)
     recipe, side = loaded.recipe, loaded.model.config.image_size
     loader = EvalLoader(val, recipe.data, side, recipe.eval, 0, 1)
     for_area = replace(recipe.eval, max_pictures=AREA_PICTURES, max_masks=0)
@@ -83,16 +82,6 @@ def default_output(weights: Path) -> Path:
     if step.parent.name == "checkpoints":
         return step.parent.parent / "evaluation" / step.name
     return weights.parent / "evaluation" / weights.stem
-
-
-def _make(output: Path) -> None:
-    """Find out before the measuring that the results cannot be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output") from None
 
 
 class _Counted:

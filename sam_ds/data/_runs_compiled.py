@@ -8,7 +8,7 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True)
-def parse(text, limits, pixels, ends, offsets):  # pragma: no cover (runs compiled)
+def parse(text, limits, pixels, ends, offsets):
     """Parse mask after mask from ``text`` (uint8), mask m at limits[m]:limits[m + 1].
 
     ``ends`` (int32) and ``offsets`` (int64 [O+1]) take the result.
@@ -26,7 +26,7 @@ def parse(text, limits, pixels, ends, offsets):  # pragma: no cover (runs compil
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _parse_one(text, begin, end, pixels, ends, first):  # pragma: no cover (runs compiled)
+def _parse_one(text, begin, end, pixels, ends, first):
     """Write a mask's ends from ends[first] on. One pass without a branch a character but the last of a number's."""
     out = first
     total = 0

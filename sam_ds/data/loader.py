@@ -17,14 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from sam_ds.config import curriculum
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
-from sam_ds.data.index import Index, open_splits
+from sam_ds.data.index import Index
 from sam_ds.data.quarantine import Quarantine
 from sam_ds.data.reader import Reader
 from sam_ds.data.sampler import Share
 from sam_ds.data.samples import Bad, SampleMaker, collate
 from sam_ds.types import SegmentBatch
-
-__all__ = ["EvalLoader", "TrainLoader", "open_splits"]
 
 _AHEAD = 4  # batches a worker makes ahead
 _logger = logging.getLogger(__name__)

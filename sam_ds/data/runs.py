@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-try:
+from sam_ds.ops.compiled import NUMBA
+
+if NUMBA:
     from sam_ds.data import _runs_compiled
-except ImportError:  # numba is not there for the newest Python in its first months
+else:
     _runs_compiled = None  # type: ignore[assignment]
 
 Ends = npt.NDArray[np.int32]

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True)
-def fill(masks, border, out):  # pragma: no cover (runs compiled)
+def fill(masks, border, out):
     """masks: bool [O, H, W]; out: int32 [O, H, W] takes the squared distances."""
     count, height, width = masks.shape
     g, winners, starts = np.zeros((3, width + 2), np.int64)
@@ -26,7 +26,7 @@ def fill(masks, border, out):  # pragma: no cover (runs compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def _columns(mask, border, d):  # pragma: no cover (runs compiled)
+def _columns(mask, border, d):
     """d [H, W] takes the distance to the nearest unset pixel of the column, at most H + W."""
     height, width = mask.shape
     far = height + width
@@ -42,7 +42,7 @@ def _columns(mask, border, d):  # pragma: no cover (runs compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def _stretch(row, begin, end, border, g, winners, starts):  # pragma: no cover (runs compiled)
+def _stretch(row, begin, end, border, g, winners, starts):
     """Turn row[begin:end], all set and unset at both ends, from column distances into squared distances.
 
     Nothing beyond the unset pixels at the ends can be nearer than they are, so they and the stretch are all there is.
@@ -76,5 +76,5 @@ def _stretch(row, begin, end, border, g, winners, starts):  # pragma: no cover (
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _parabola(x, column, g):  # pragma: no cover (runs compiled)
+def _parabola(x, column, g):
     return (x - column) ** 2 + g[column]

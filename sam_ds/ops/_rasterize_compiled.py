@@ -13,7 +13,7 @@ import numpy as np
 
 
 @numba.njit(cache=True, nogil=True)
-def fill(ends, offsets, sizes, to_source, out):  # pragma: no cover (runs compiled)
+def fill(ends, offsets, sizes, to_source, out):
     """Set the pixels of every mask.
 
     ends: int32 [R]; offsets: int64 [O+1]; sizes: int32 [O, 2]; to_source: float32 [O, 2, 3];
@@ -35,7 +35,7 @@ def fill(ends, offsets, sizes, to_source, out):  # pragma: no cover (runs compil
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _source(m, axis, x, y):  # pragma: no cover (runs compiled)
+def _source(m, axis, x, y):
     """The source coordinate as the reference rounds it: float32, product by product."""
     half = np.float32(0.5)
     along = m[axis, 0] * (np.float32(x) + half)
@@ -44,7 +44,7 @@ def _source(m, axis, x, y):  # pragma: no cover (runs compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_ends(ends, height, width):  # pragma: no cover (runs compiled)
+def _first_ends(ends, height, width):
     """int32 [width + 1]: how many ends lie at or before the top of each source column."""
     first = np.empty(width + 1, np.int32)
     passed = 0
@@ -57,7 +57,7 @@ def _first_ends(ends, height, width):  # pragma: no cover (runs compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_rows(m, height, out_height):  # pragma: no cover (runs compiled)
+def _first_rows(m, height, out_height):
     """int32 [height + 1]: the first row of the output that shows source row s or a later one."""
     rows = np.empty(height + 1, np.int32)
     y = 0
@@ -69,7 +69,7 @@ def _first_rows(m, height, out_height):  # pragma: no cover (runs compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill_columns(ends, first, rows, height, width, m, out):  # pragma: no cover (runs compiled)
+def _fill_columns(ends, first, rows, height, width, m, out):
     for x in range(out.shape[1]):
         column = _source(m, 0, x, 0)
         if column < 0 or column >= width:
@@ -90,7 +90,7 @@ def _fill_columns(ends, first, rows, height, width, m, out):  # pragma: no cover
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill_pixels(ends, first, height, width, m, out):  # pragma: no cover (runs compiled)
+def _fill_pixels(ends, first, height, width, m, out):
     left, right = _columns_with_mask(first)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
@@ -109,7 +109,7 @@ def _fill_pixels(ends, first, height, width, m, out):  # pragma: no cover (runs 
 
 
 @numba.njit(cache=True, nogil=True)
-def _columns_with_mask(first):  # pragma: no cover (runs compiled)
+def _columns_with_mask(first):
     """The first source column that holds a part of the mask, and the one after the last."""
     width = first.size - 1
     left = 0

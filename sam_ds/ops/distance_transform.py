@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sam_ds.ops.compiled import NUMBA
+
 
 def distance_transform(mask: Tensor, border: bool = True, implementation: str = "auto") -> Tensor:
     """Squared distance of every set pixel's centre to the nearest unset pixel's centre.
@@ -28,7 +30,7 @@ def distance_transform(mask: Tensor, border: bool = True, implementation: str = 
         its distances are at least (H + W)^2.
     """
     if implementation == "auto":
-        implementation = "reference" if mask.is_cuda else "numba"
+        implementation = "numba" if NUMBA and not mask.is_cuda else "reference"
     if implementation == "reference":
         return _reference(mask, border)
     if implementation == "numba":

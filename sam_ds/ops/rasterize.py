@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sam_ds.ops.compiled import NUMBA
 from sam_ds.types import MaskRuns
 
 # Largest number of pixels the reference looks up at once: its int64 temporaries are then at most 128 MiB each.
@@ -33,7 +34,7 @@ def rasterize(runs: MaskRuns, to_source: Tensor, size: tuple[int, int], implemen
     if to_source.shape != (len(runs), 2, 3):
         raise ValueError(f"rasterize: {len(runs)} masks need as many 2x3 matrices, not {list(to_source.shape)}")
     if implementation == "auto":
-        implementation = "numba" if to_source.device.type == "cpu" else "reference"
+        implementation = "numba" if NUMBA and to_source.device.type == "cpu" else "reference"
     if implementation == "reference":
         return _reference(runs, to_source.float(), size)
     if implementation == "numba":

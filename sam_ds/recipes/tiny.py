@@ -22,7 +22,7 @@ def tiny() -> Recipe:
 
     make train
 
-    Hardware: two CPU cores, about a quarter of an hour. The README has the scores. All numbers are this project's.
+    Hardware: two CPU cores. Time and scores: not yet recorded for these settings. All numbers are this project's.
 
     SAM's own recipe starts from an encoder pre-trained for thousands of GPU hours and sees millions of objects. From
     random weights, in minutes, it stays where it starts: predicting nothing is a strong first optimum. So, other

@@ -9,6 +9,7 @@ from typing import Any
 from sam_ds.config import recipe_file
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.errors import UserError
+from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
@@ -100,7 +101,7 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
 
 
 def _open_folder(folder: RunFolder, resume: str) -> Path | None:
-    folder.make()
+    make_writable(folder.path)
     return folder.checkpoint_for(resume)
 
 

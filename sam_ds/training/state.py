@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +64,6 @@ class RunFolder:
     @property
     def quarantine(self) -> Path:
         return self.path / "quarantine.jsonl"
-
-    def make(self) -> None:
-        """Make the folder. Raises UserError if nothing can be written there."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}): choose another --output") from None
 
     def start(
         self, recipe: Recipe, deepspeed: dict[str, Any], environment: dict[str, Any], resumed: int | None

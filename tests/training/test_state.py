@@ -11,6 +11,7 @@ import pytest
 from sam_ds import recipes
 from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
+from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
 from sam_ds.engine.checkpoint import Manifest
 from sam_ds.engine.checkpoint.folder import step_folder, write_manifest
@@ -76,7 +77,7 @@ def test_a_path_does_not_lead_before_later_checkpoints(tmp_path: Path) -> None:
 def _measured(path: Path, clicks: tuple[int, ...] = (1, 3)) -> RunFolder:
     """The folder of a training that was measured up to step 20."""
     folder = RunFolder(path)
-    folder.make()
+    make_writable(folder.path)
     folder.start(_recipe(clicks), {}, {}, None)
     for title in ("disc", "untrained", "step 10", "step 20"):
         folder.add_evaluation(title, {f"miou@{click}": 0.5 for click in clicks})
@@ -127,7 +128,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=f"{path} cannot be written.*--output"):
-            RunFolder(path).make()
+            make_writable(path)
 
 
 def test_settings_that_changed_are_named() -> None:
