@@ -62,7 +62,7 @@ class Index:
         return row
 
     def fingerprint(self) -> str:
-        """Equal for the same pictures in the same order, wherever they lie."""
+        """Equal for pictures of the same names (and sizes, in tars) in the same order, wherever they lie; unread."""
         rows = b"" if self.rows is None else self.rows.tobytes()
         return hashlib.sha256(self.samples.tobytes() + rows).hexdigest()[:16]
 
