@@ -79,7 +79,6 @@ class LossConfig:
     focal_alpha: float = 0.25  # weight of foreground pixels; negative: both count alike
     focal_gamma: float = 2.0
     iou_masks: str = "best"  # best: only the trained mask's predicted IoU is trained | all: those of all allowed masks
-    other_masks: float = 0.0  # share of an ambiguous prompt's masks that are not the best (relaxed winner takes all)
     resolution: str = "input"  # input: upsample the logits to S first | logits: compare on the logits' grid
     mean_over_rounds: bool = False  # False: the sum over rounds (as SAM 2's public trainer)
 

@@ -60,7 +60,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.iou": (0.0, _INF),
     "loss.focal_alpha": (-_INF, 1.0),
     "loss.focal_gamma": (0.0, _INF),
-    "loss.other_masks": _CHANCE,
     "optim.lr": (0.0, _INF),
     "optim.betas": (0.0, 0.999999),
     "optim.eps": (0.0, _INF),

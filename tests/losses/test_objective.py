@@ -42,17 +42,3 @@ def test_the_total_weighs_the_parts():
     loss = round_loss(asked, torch.ones(5, 1, dtype=torch.bool), TRUTH, VALID, LossConfig(focal=3, dice=5, iou=7))
     torch.testing.assert_close(loss.total, 3 * loss.focal + 5 * loss.dice + 7 * loss.iou_error)
     torch.testing.assert_close(loss.iou_error, (asked.iou[:, 0] - loss.iou) ** 2)
-
-
-def test_other_masks_get_their_share_where_there_are_any():
-    asked = prediction(4)
-    allowed = torch.tensor([[False, True, True, True]] * 3 + [[True, False, False, False]] * 2)
-    loss = round_loss(asked, allowed, TRUTH, VALID, LossConfig(other_masks=0.25, iou=0))
-    loss.total.sum().backward()
-    assert torch.equal(asked.masks.grad.abs().sum((-2, -1)) > 0, allowed)
-    focal, dice, _ = mask_loss(asked.masks.detach(), TRUTH, VALID)
-    cost = (20 * focal + dice)[:3, 1:].sort(1).values
-    torch.testing.assert_close(loss.total[:3], 0.75 * cost[:, 0] + 0.125 * (cost[:, 1] + cost[:, 2]))
-    plain = round_loss(asked, allowed, TRUTH, VALID, LossConfig(iou=0))
-    torch.testing.assert_close(loss.total[3:], plain.total[3:])
-    torch.testing.assert_close((loss.dice, loss.iou), (plain.dice, plain.iou))  # logged of the best
