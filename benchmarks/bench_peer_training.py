@@ -109,7 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of every case; the medians are reported")
     parser.add_argument("--steps", type=int, default=4, help="timed steps of a run; the median counts")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
-    parser.add_argument("--image-size", type=int, default=PRESETS["tiny"].image_size, help="side of the input")
+    parser.add_argument("--image-size", type=int, default=512, help="side of the input")
     parser.add_argument("--masks", type=int, default=16, help="objects a picture")
     parser.add_argument("--pictures", type=int, default=1, help="pictures a rank and step")
     parser.add_argument("--rounds", type=int, default=4, help="of prompts a step")

@@ -34,7 +34,7 @@ def tiny() -> Recipe:
               to background before dice has a gradient to pull with; on the logits' grid, because a CPU must get
               through many objects; the predicted IoU of all masks is trained, since few objects are seen
     Crops     most steps see crops of a quarter of the input's side, which cost a sixteenth; then half, then the whole
-    Rounds    two, later three and four, instead of eleven: more objects for the same time
+    Rounds    two, later three, instead of eleven: more objects for the same time
     Schedule  cosine to the end; no layer decay, for there are no pre-trained weights to keep
     """
     return Recipe(
@@ -55,10 +55,10 @@ def tiny() -> Recipe:
         schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.02),
         train=TrainConfig(steps=1000, log_every=10, eval_every=0, save_every=200),
         curriculum=CurriculumConfig(
-            parts=(0.85, 0.14, 0.01),
+            parts=(0.86, 0.125, 0.015),
             crop_sizes=(128, 256, 512),
-            max_masks=(16, 16, 16),
-            correction_rounds=(1, 2, 3),
+            max_masks=(16, 16, 8),
+            correction_rounds=(1, 2, 2),
         ),
         eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=32),
     )
