@@ -1,12 +1,13 @@
 """Pictures a second on one core: JPEG and JSON bytes to what the trainer takes, ours beside pycocotools and Pillow.
 
-The picture is of SA-1B's kind: 2250x1500 with 100 masks, 64 of them drawn at random. Masks are contours of real
-objects (photographs, nuclei) enlarged where SAM_DS_DATA names a folder with them, else drawn scenes. Sizes and grain
-are set so that JPEG and JSON together weigh about what a picture of SA-1B does (11.2 thousand to a tar of 11 GB).
+The picture is of SA-1B's kind: 2250x1500 with 100 masks, of which all or 64 drawn at random are trained. Masks are
+contours of real objects (photographs, nuclei) enlarged where SAM_DS_DATA names a folder with them, else drawn scenes.
+Sizes and grain are set so that JPEG and JSON together weigh about what a picture of SA-1B does (11.2 thousand to a tar
+of 11 GB).
 
   ours        the training path: JSON, filters, draw of the masks, runs of the drawn ones, DCT-scaled decode, resize to
               1024; masks stay runs, the device draws them (``rasterize`` is timed apart)
-  baseline    a careful one: JSON, pycocotools decodes the 64 drawn masks one by one, each is resized (nearest) at once;
+  baseline    a careful one: JSON, pycocotools decodes the drawn masks one by one, each is resized (nearest) at once;
               Pillow decodes with draft and resizes (bilinear)
   floor       simplejpeg's smallest grey decode: the entropy decoding that nothing with this JPEG can go below
 
@@ -39,7 +40,7 @@ from sam_ds.data.samples import SampleMaker, collate
 from sam_ds.ops.rasterize import rasterize
 from sam_ds.types import SegmentBatch
 
-HEIGHT, WIDTH, SIDE, NUM_MASKS, DRAWN = 1500, 2250, 1024, 100, 64
+HEIGHT, WIDTH, SIDE, NUM_MASKS = 1500, 2250, 1024, 100
 
 
 def main() -> None:
@@ -50,20 +51,25 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         source = write_picture(Path(folder))
-        maker = SampleMaker(open_index(folder), DataConfig(max_masks=DRAWN), SIDE, seed=0)
-        batch = ours(maker)
-        jpeg, info = (Path(folder) / "sa_1.jpg").read_bytes(), (Path(folder) / "sa_1.json").read_bytes()
-        to_source = batch.to_source[batch.picture]
-        times = medians(
-            {
-                "ours": lambda: ours(maker),
-                "baseline": lambda: baseline(jpeg, info),
-                "floor": lambda: simplejpeg.decode_jpeg(jpeg, "GRAY", min_factor=8),
-                "rasterize": lambda: rasterize(batch.runs, to_source, (SIDE, SIDE)),
-            },
-            args.repeats,
-        )
-    report(times, source, args)
+        for drawn in (64, NUM_MASKS):
+            report(measure(Path(folder), drawn, args.repeats), drawn, source, save=not args.no_save)
+
+
+def measure(folder: Path, drawn: int, repeats: int) -> dict[str, float]:
+    """Seconds of each case."""
+    maker = SampleMaker(open_index(folder), DataConfig(max_masks=drawn), SIDE, seed=0)
+    batch = ours(maker)
+    jpeg, info = (folder / "sa_1.jpg").read_bytes(), (folder / "sa_1.json").read_bytes()
+    to_source = batch.to_source[batch.picture]
+    return medians(
+        {
+            "ours": lambda: ours(maker),
+            "baseline": lambda: baseline(jpeg, info, drawn),
+            "floor": lambda: simplejpeg.decode_jpeg(jpeg, "GRAY", min_factor=8),
+            "rasterize": lambda: rasterize(batch.runs, to_source, (SIDE, SIDE)),
+        },
+        repeats,
+    )
 
 
 def medians(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -78,17 +84,18 @@ def medians(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def report(times: dict[str, float], source: str, args: argparse.Namespace) -> None:
-    print(f"{WIDTH}x{HEIGHT}, {NUM_MASKS} masks ({source}), {DRAWN} drawn, {args.repeats} rounds, one core")
+def report(times: dict[str, float], drawn: int, source: str, save: bool) -> None:
+    print(f"{WIDTH}x{HEIGHT}, {NUM_MASKS} masks ({source}), {drawn} drawn, one core")
     for name, seconds in times.items():
         print(f"  {name:10} {seconds * 1e3:7.2f} ms  {1 / seconds:7.1f} pictures/s")
     speedup, of_floor = times["baseline"] / times["ours"], times["floor"] / times["ours"]
     print(f"  ours is {speedup:.1f}x the baseline and reaches {of_floor:.0%} of the decode floor")
-    if not args.no_save:
+    if save:
         rows = [
             {
                 "case": name,
                 "masks": source,
+                "drawn": drawn,
                 "ms": round(seconds * 1e3, 2),
                 "pictures_per_second": round(1 / seconds, 1),
                 "times_baseline": round(times["baseline"] / seconds, 1),
@@ -107,16 +114,16 @@ def ours(maker: SampleMaker) -> SegmentBatch:
     return collate(images, [sample])
 
 
-def baseline(jpeg: bytes, info: bytes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Picture uint8 [3, 683, 1024] and masks uint8 [64, 683, 1024]."""
+def baseline(jpeg: bytes, info: bytes, drawn: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Picture uint8 [3, 683, 1024] and masks uint8 [drawn, 683, 1024]."""
     scale = SIDE / WIDTH
     height, width = round(HEIGHT * scale), SIDE
     annotations = json.loads(info)["annotations"]
-    drawn = np.random.default_rng(0).permutation(len(annotations))[:DRAWN]
+    some = np.random.default_rng(0).permutation(len(annotations))[:drawn]
     rows = ((np.arange(height) + 0.5) / scale).astype(int)
     columns = ((np.arange(width) + 0.5) / scale).astype(int)
-    masks = np.empty((DRAWN, height, width), np.uint8)
-    for place, chosen in enumerate(drawn):
+    masks = np.empty((drawn, height, width), np.uint8)
+    for place, chosen in enumerate(some):
         masks[place] = coco_mask.decode(annotations[chosen]["segmentation"])[rows[:, None], columns]
     with Image.open(io.BytesIO(jpeg)) as picture:
         picture.draft("RGB", (width, height))

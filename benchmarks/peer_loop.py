@@ -10,7 +10,8 @@ Nothing of ours is imported. What the loop does to be fast:
   decoder     once a round and picture, with all objects of the picture, as the package's call wants it
   clicks      drawn for all objects of a picture at once: the k-th wrong pixel, found by a running count
   loss        on the part that shows picture; of three masks the best is chosen without a graph, and only it is
-              differentiated
+              differentiated. The plain form, settings["plain"], takes the losses of all three with a graph and picks
+              the lowest, as public loops do
   bfloat16    by autocast with fp32 weights, one cast of each weight a step; coordinates and losses stay fp32
 
   python benchmarks/peer_loop.py SETTINGS.json RESULT.json        (started by ``ranks.run``)
@@ -60,7 +61,7 @@ class Trainer:
     def __init__(self, sam: nn.Module, settings: dict[str, Any], generator: torch.Generator) -> None:
         recipe = settings["recipe"]
         self.sam, self.generator = sam, generator
-        self.size, self.grid = settings["model"]["image_size"], settings["grid"]
+        self.size, self.grid, self.plain = settings["model"]["image_size"], settings["grid"], settings["plain"]
         self.loss, self.prompts = recipe["loss"], recipe["prompts"]
         self.rounds = 1 + self.prompts["correction_rounds"]
         self.clip = settings["deepspeed"]["gradient_clipping"]
@@ -105,7 +106,7 @@ class Trainer:
             expected = (len(picture.truth), 3 if index == 0 else 1, self.grid * 4, self.grid * 4)
             assert masks.shape == expected, f"masks of shape {tuple(masks.shape)}, not {expected}"
             fine = partial(self._on_loss_grid, valid=picture.truth.shape[1:])
-            loss, wrong = round_loss(masks, iou, picture.truth, fine, self.loss)
+            loss, wrong = round_loss(masks, iou, picture.truth, fine, self.loss, self.plain)
             losses.append(loss)
             if index + 1 < self.rounds:
                 rows = torch.arange(len(masks))
@@ -171,27 +172,27 @@ class Trainer:
         return masks[..., : valid[0], : valid[1]]
 
 
-def round_loss(masks: Tensor, iou: Tensor, truth: Tensor, fine: Any, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def round_loss(
+    masks: Tensor, iou: Tensor, truth: Tensor, fine: Any, config: dict[str, Any], plain: bool
+) -> tuple[Tensor, Tensor]:
     """The loss of a round, summed over objects, and where the mask that is fed back is wrong, bool [O, h, w].
 
     Args:
         masks, iou: [O, C, 4g, 4g] and [O, C]; truth: bool [O, h, w]; fine: from ``masks`` to [O, C, h, w].
+        plain: differentiate through the losses of all masks, of which one is picked.
     """
     rows, t = torch.arange(len(masks)), truth[:, None]
     iou = iou.float()
-    if masks.shape[1] == 1:
-        best, logits = torch.zeros(len(masks), dtype=torch.int64), fine(masks)
-        seen = logits.detach() > 0  # [O, 1, h, w]
-    else:
-        with torch.no_grad():
-            all_logits = fine(masks)
-            best, seen = mask_cost(all_logits, t, config).argmin(1), all_logits > 0
-        logits = fine(masks[rows, best, None])
+    with torch.set_grad_enabled(plain or masks.shape[1] == 1):
+        logits = fine(masks)
+        costs = mask_cost(logits, t, config)  # [O, C]
+    best, seen = costs.detach().argmin(1), logits.detach() > 0
+    lowest = costs[rows, best] if costs.requires_grad else mask_cost(fine(masks[rows, best, None]), t, config)
     shared, union = (seen & t).sum((-2, -1)), (seen | t).sum((-2, -1))  # [O, C]
     actual = torch.where(union > 0, shared / union.clamp(min=1), 1.0)
     squared = (iou - actual) ** 2
     iou_error = squared.mean(1) if config["iou_masks"] == "all" else squared[rows, best]
-    loss = mask_cost(logits, t, config).sum() + config["iou"] * iou_error.sum()
+    loss = lowest.sum() + config["iou"] * iou_error.sum()
     return loss, seen[rows, iou.detach().argmax(1)] ^ truth
 
 
