@@ -52,7 +52,7 @@ train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).compl
 	$(WITH_PATH) deepspeed --log_level warning --hostfile $(HOSTFILE) --no_ssh_check \
 		--master_addr 127.0.0.1 --master_port $(FREE_PORT) \
 		--module sam_ds train --recipe $(RECIPE) --deepspeed_config $(CONFIG) --data $(DATA) --output $(OUTPUT) \
-		$(foreach setting,$(SET),--set $(setting))
+		$(foreach setting,$(SET),--set '$(setting)')
 
 test: $(VENV)/.installed-dev
 	@$(UNLOCK)
@@ -70,7 +70,7 @@ clean:
 	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(SYNTHETIC).complete: sam_ds/data/synthetic.py | $(VENV)/.installed
+$(SYNTHETIC).complete: sam_ds/data/synthetic.py sam_ds/data/scenes.py | $(VENV)/.installed
 	rm -rf $(SYNTHETIC)
 	$(BIN)/sam-ds data synth $(SYNTHETIC)
 	touch $@

@@ -41,7 +41,7 @@ def _add_synth(actions: argparse._SubParsersAction[Any]) -> None:
     synth.add_argument("--val", type=int, default=60, help="pictures to evaluate on (default: 60)")
     synth.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default: 0)")
     synth.add_argument("--size", type=int, nargs=2, default=(256, 512), metavar=("MIN", "MAX"), help="sides, in pixels")
-    synth.add_argument("--objects", type=int, nargs=2, default=(6, 20), metavar=("MIN", "MAX"), help="shapes a scene")
+    synth.add_argument("--objects", type=int, nargs=2, default=(25, 50), metavar=("MIN", "MAX"), help="shapes a scene")
     synth.add_argument("--tar", action="store_true", help="pack tars as SA-1B ships them")
 
 

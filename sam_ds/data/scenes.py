@@ -1,8 +1,9 @@
 """Drawn scenes: shapes that hide one another on a textured ground, and which pixel belongs to which.
 
 A shape is a condition on polar coordinates in its own frame. It is painted over what is there, so the visible part of
-every shape is known to the pixel. Colours and textures of neighbours may be close, light varies over the picture, and
-there is noise: colour alone does not tell the shapes apart.
+every shape is known to the pixel. Light varies over the picture and over every shape, surfaces have a texture, and
+there is noise. Shapes have strong colours and lie on a greyish ground, with few exceptions: the scenes are there to see
+within minutes that a model learns, not to tell good models apart.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-_FAMILIES = ("ellipse", "polygon", "star", "blob", "ring", "strip")
+_FAMILIES = {"ellipse": 0.25, "polygon": 0.25, "blob": 0.25, "star": 0.15, "ring": 0.06, "strip": 0.04}  # and how often
+_RADII = (0.03, 0.16)  # smallest and largest, of the picture's shorter side
+_LEAST_RADII = (6.0, 12.0)  # pixels, however small the picture
 _NOISE_SIDE = 640
 
 
@@ -36,14 +39,15 @@ class Painter:
     def paint(self, rng: np.random.Generator, size: tuple[int, int], num_shapes: int) -> Scene:
         """A scene of ``size`` (height, width). Every choice comes from ``rng``."""
         height, width = size
-        canvas = self._texture(rng, size, rng.uniform(30, 225, 3))  # [H, W, 3]
+        canvas = self._texture(rng, size, rng.uniform(60, 195) + rng.uniform(-15, 15, 3))  # [H, W, 3], greyish
         labels = np.zeros(size, np.int32)
         # Large shapes first, so that most of them stay to be seen.
-        radii = np.sort(np.exp(rng.uniform(math.log(0.06), math.log(0.35), num_shapes)))[::-1] * min(size)
+        low, high = (max(part * min(size), least) for part, least in zip(_RADII, _LEAST_RADII, strict=True))
+        radii = np.sort(np.exp(rng.uniform(math.log(low), math.log(high), num_shapes)))[::-1]
         for label, radius in enumerate(radii, start=1):
             self._add(rng, canvas, labels, label, float(radius))
         canvas *= _light(rng, size)[..., None]
-        canvas += rng.normal(0, rng.uniform(1, 9), (height, width, 1)).astype(np.float32)
+        canvas += rng.normal(0, rng.uniform(1, 6), (height, width, 1)).astype(np.float32)
         return Scene(canvas.clip(0, 255).astype(np.uint8), labels)
 
     def _add(
@@ -56,11 +60,11 @@ class Painter:
         rows, columns = np.ogrid[top:bottom, left:right]
         inside, distance = _shape(rng, (columns - x) / radius, (rows - y) / radius)
         under = canvas[top:bottom, left:right][inside]
-        color = rng.uniform(10, 245, 3)
-        if len(under) and rng.random() < 0.3:  # much like what it lies on
+        color = _vivid(rng)
+        if len(under) and rng.random() < 0.02:  # much like what it lies on
             color = under.mean(0) + rng.normal(0, 18, 3)
         surface = self._texture(rng, inside.shape, color)
-        surface *= (1 - rng.uniform(0, 0.45) * distance)[..., None]  # darker to the rim, as round things are
+        surface *= (1 - rng.uniform(0, 0.3) * distance)[..., None]  # darker to the rim, as round things are
         canvas[top:bottom, left:right][inside] = surface[inside]
         labels[top:bottom, left:right][inside] = label
 
@@ -74,9 +78,17 @@ class Painter:
             rows, columns = np.ogrid[:height, :width]
             waves = np.sin((columns * math.cos(angle) + rows * math.sin(angle)) * (2 * math.pi / period))
             pattern = waves.astype(np.float32)
-        contrast = rng.normal(0, 30, 3) * rng.uniform(0, 1)
+        contrast = rng.normal(0, 10, 3) * rng.uniform(0, 1)
         surface: Floats = color.astype(np.float32) + pattern[..., None] * contrast.astype(np.float32)
         return surface
+
+
+def _vivid(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A colour far from grey: its channels span at least 100."""
+    while True:
+        color = rng.uniform(10, 245, 3)
+        if np.ptp(color) >= 100:
+            return color
 
 
 def _smooth_noise(rng: np.random.Generator, cell: int) -> Floats:
@@ -91,7 +103,7 @@ def _smooth_noise(rng: np.random.Generator, cell: int) -> Floats:
 
 def _light(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     """float32 [H, W]: brightness falls off along one direction."""
-    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.35)
+    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.25)
     rows, columns = np.ogrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     light: Floats = (1 + strength * (columns * math.cos(angle) + rows * math.sin(angle)) / 1.4).astype(np.float32)
     return light
@@ -103,8 +115,8 @@ def _shape(rng: np.random.Generator, x: npt.NDArray[np.float64], y: npt.NDArray[
     Args:
         x, y: coordinates that broadcast to [h, w]; the shape lies within the unit circle.
     """
-    family = _FAMILIES[rng.integers(len(_FAMILIES))]
-    turn, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.45, 1)
+    family = str(rng.choice(list(_FAMILIES), p=list(_FAMILIES.values())))
+    turn, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.9)
     u = (x * math.cos(turn) + y * math.sin(turn)).astype(np.float32)
     v = ((y * math.cos(turn) - x * math.sin(turn)) / squeeze).astype(np.float32)
     radius = np.hypot(u, v)

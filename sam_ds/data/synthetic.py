@@ -23,7 +23,7 @@ from sam_ds.data.scenes import Painter, Scene
 
 _MARK = ".synthetic.json"  # the settings a finished set was made with
 _QUALITY = 92
-_SMALLEST = 24  # visible pixels; less is too little to be a mask
+_SMALLEST = 64  # visible pixels; less is too little to be a mask
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SyntheticConfig:
     val: int = 60
     seed: int = 0
     size: tuple[int, int] = (256, 512)  # range of both sides, pixels
-    objects: tuple[int, int] = (6, 20)  # range of their number; some may end up hidden
+    objects: tuple[int, int] = (25, 50)  # range of their number; some may end up hidden
     tar: bool = False  # pack tars as SA-1B ships them, instead of loose files
     pictures_per_tar: int = 100
 

@@ -41,7 +41,7 @@ def tiny() -> Recipe:
         name="tiny",
         model=ModelConfig(preset="tiny", position_prior=5.0),
         data=DataConfig(
-            max_masks=16,
+            max_masks=8,
             workers=1,
             transforms=TransformConfig(
                 flip=0.5, scale_jitter=(0.25, 1.25), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05
@@ -53,11 +53,10 @@ def tiny() -> Recipe:
         ),
         optim=OptimConfig(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.02),
-        train=TrainConfig(steps=1000, log_every=10, eval_every=0, save_every=200),
+        train=TrainConfig(steps=550, log_every=10, eval_every=0, save_every=200),
         curriculum=CurriculumConfig(
             parts=(0.86, 0.125, 0.015),
             crop_sizes=(128, 256, 512),
-            max_masks=(16, 16, 8),
             correction_rounds=(1, 2, 2),
         ),
         eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=32),
