@@ -2,6 +2,7 @@
 #
 #   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
 #   make test [ARGS="-k name"]
+#   make kernels
 #   make lint
 #   make bench
 #   make clean
@@ -42,7 +43,7 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
 UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
-.PHONY: help train test lint bench clean
+.PHONY: help train test kernels lint bench clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -57,6 +58,11 @@ train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).compl
 test: $(VENV)/.installed-dev
 	@$(UNLOCK)
 	$(WITH_PATH) python -m pytest $(ARGS)
+
+# The kernels' numbers in Triton's interpreter, and what the compiler makes of them for GPUs that are not here.
+kernels: $(VENV)/.installed-dev
+	$(WITH_PATH) python -m pytest tests/kernels $(ARGS)
+	$(BIN)/python -m sam_ds_kernels.static
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 # Import name → folder. Packages outside the checkout's root are named here, and nowhere else.
-PACKAGE_DIR = {"sam_ds": "sam_ds"}
+PACKAGE_DIR = {"sam_ds": "sam_ds", "sam_ds_kernels": "kernels/sam_ds_kernels"}
 
 
 def _version() -> str:
@@ -47,6 +47,7 @@ setup(
     python_requires=">=3.10",
     package_dir=PACKAGE_DIR,
     packages=_packages(),
+    package_data={"sam_ds_kernels": ["configs/*.json"]},
     install_requires=[
         "torch>=2.6,<2.14",
         "deepspeed==0.19.8",  # pinned: its defaults drift, and some versions had wrong gradients
@@ -68,7 +69,7 @@ setup(
         "kernels": KERNELS,
         "tensorboard": ["tensorboard>=2.15"],
         "test": TEST,
-        "dev": [*FAST, *TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=3"],
+        "dev": [*FAST, *KERNELS, *TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=3"],
     },
     entry_points={"console_scripts": ["sam-ds = sam_ds.cli.main:main"]},
 )

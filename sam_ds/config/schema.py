@@ -17,7 +17,7 @@ class ModelConfig:
     position_prior: float = 0.0  # random weights: how much prompts attend to their own place at first; 0: as released
     checkpointing: str = "none"  # none | torch | fairscale: recompute encoder blocks (and decoder rounds) in backward
     checkpoint_offload: bool = False  # fairscale only: keep the recomputation's inputs in host memory
-    attention: str = "auto"  # auto | reference | sdpa: which rel_pos_attention
+    attention: str = "auto"  # auto | reference | sdpa | triton: which rel_pos_attention
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class LossConfig:
     iou_masks: str = "best"  # best: only the trained mask's predicted IoU is trained | all: those of all allowed masks
     resolution: str = "input"  # input: upsample the logits to S first | logits: compare on the logits' grid
     mean_over_rounds: bool = False  # False: the sum over rounds (as SAM 2's public trainer)
+    implementation: str = "auto"  # auto | reference | fused | triton: which mask_loss
 
 
 @dataclass(frozen=True)

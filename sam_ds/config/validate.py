@@ -12,9 +12,10 @@ from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("segment_images",),
     "model.checkpointing": ("none", "torch", "fairscale"),
-    "model.attention": ("auto", "reference", "sdpa"),
+    "model.attention": ("auto", "reference", "sdpa", "triton"),
     "loss.iou_masks": ("best", "all"),
     "loss.resolution": ("input", "logits"),
+    "loss.implementation": ("auto", "reference", "fused", "triton"),
     "optim.implementation": ("auto", "torch", "deepspeed_cpu", "deepspeed_fused", "apex_fused"),
     "schedule.kind": ("step", "cosine", "constant", "rsqrt"),
 }

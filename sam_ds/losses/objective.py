@@ -40,7 +40,7 @@ def round_loss(prediction: Prediction, allowed: Tensor, truth: Tensor, valid: Te
         best, actual = _best(prediction, allowed, truth, valid, config)
         masks = masks[rows, best][:, None]
     # Only the chosen mask is worth a backward: its losses are taken once more, with a graph.
-    chosen = mask_loss(masks, truth, valid, config.focal_alpha, config.focal_gamma)
+    chosen = mask_loss(masks, truth, valid, config.focal_alpha, config.focal_gamma, config.implementation)
     focal, dice, iou = (part[:, 0] for part in chosen)
     actual = chosen.iou if actual is None else actual
     squared = (prediction.iou.float() - actual) ** 2  # [O, C]
@@ -55,6 +55,8 @@ def _best(
     prediction: Prediction, allowed: Tensor, truth: Tensor, valid: Tensor, config: LossConfig
 ) -> tuple[Tensor, Tensor]:
     """The mask to train, int64 [O], and the actual IoU of every mask, float32 [O, C]."""
-    focal, dice, iou = mask_loss(prediction.masks, truth, valid, config.focal_alpha, config.focal_gamma)
+    focal, dice, iou = mask_loss(
+        prediction.masks, truth, valid, config.focal_alpha, config.focal_gamma, config.implementation
+    )
     cost = (config.focal * focal + config.dice * dice).masked_fill(~allowed, torch.inf)
     return cost.argmin(1), iou

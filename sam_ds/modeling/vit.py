@@ -6,7 +6,6 @@ Module and parameter names are those of the released SAM, so its weights load wi
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam_ds.ops import rel_pos_attention
@@ -61,28 +60,33 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over an H x W grid of tokens with relative positions."""
+    """Multi-head attention over a grid of tokens, or in windows of it, with relative positions."""
 
-    def __init__(self, dim: int, num_heads: int, grid_size: int, implementation: str = "auto") -> None:
+    def __init__(
+        self, dim: int, num_heads: int, grid_size: int, window_size: int = 0, implementation: str = "auto"
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{num_heads} heads do not divide {dim} channels")
         self.num_heads = num_heads
+        self.window_size = window_size
         self.implementation = implementation
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid_size - 1, dim // num_heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid_size - 1, dim // num_heads))
+        span = window_size or grid_size
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * span - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * span - 1, dim // num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] to the same shape."""
-        batch, height, width, dim = x.shape
-        qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, d]
-        rel_h = distances(self.rel_pos_h, height).to(q.dtype)
-        rel_w = distances(self.rel_pos_w, width).to(q.dtype)
-        out = rel_pos_attention(q, k, v, rel_h, rel_w, (height, width), self.implementation)
-        return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
+        split = (3, self.num_heads, -1)
+        qkv = self.qkv(x).unflatten(-1, split)  # [B, H, W, 3, heads, d]
+        height, width = (self.window_size or side for side in x.shape[1:3])
+        rel_h = distances(self.rel_pos_h, height).to(qkv.dtype)
+        rel_w = distances(self.rel_pos_w, width).to(qkv.dtype)
+        # The released SAM pads with zeros between the norm and this layer, which makes its bias of them.
+        pad = self.qkv.bias.unflatten(0, split).to(qkv.dtype) if self.window_size else None
+        return self.proj(rel_pos_attention(qkv, rel_h, rel_w, pad, self.window_size, self.implementation).flatten(-2))
 
 
 class Block(nn.Module):
@@ -100,41 +104,15 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads, window_size or grid_size, attention)
+        self.attn = Attention(dim, num_heads, grid_size, window_size, attention)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, mlp_dim)
         self.drop_path = DropPath(drop_path)
-        self.window_size = window_size
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] to the same shape."""
-        x = x + self.drop_path(self._attend(self.norm1(x)))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        if self.window_size == 0:
-            return self.attn(x)
-        # Padding comes after the norm and is not masked: pad tokens are attended, as in the released SAM.
-        windows = split_windows(x, self.window_size)
-        return join_windows(self.attn(windows), x.shape[1:3])
-
-
-def split_windows(x: Tensor, size: int) -> Tensor:
-    """[B, H, W, D] to [B * windows, size, size, D], zero-padded at the bottom and right to whole windows."""
-    pad_h, pad_w = -x.shape[1] % size, -x.shape[2] % size
-    if pad_h or pad_w:
-        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-    x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # [B, rows, size, columns, size, D]
-    return x.transpose(2, 3).flatten(0, 2)
-
-
-def join_windows(windows: Tensor, grid: torch.Size | tuple[int, int]) -> Tensor:
-    """Undo split_windows: [B * windows, size, size, D] to [B, H, W, D] with (H, W) = grid; padding is cut off."""
-    height, width = grid
-    size = windows.shape[1]
-    rows, columns = -(-height // size), -(-width // size)
-    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)  # [B, rows, size, columns, size, D]
-    return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
 def distances(table: Tensor, length: int) -> Tensor:

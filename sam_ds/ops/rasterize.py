@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sam_ds.ops.choice import TRITON, choose, forced
 from sam_ds.ops.compiled import NUMBA
 from sam_ds.types import MaskRuns
+
+IMPLEMENTATIONS = ("auto", "reference", "numba", "triton")
 
 # Largest number of pixels the reference looks up at once: its int64 temporaries are then at most 128 MiB each.
 _CHUNK_PIXELS = 2**24
@@ -26,25 +29,29 @@ def rasterize(runs: MaskRuns, to_source: Tensor, size: tuple[int, int], implemen
         runs: O masks.
         to_source: float32 [O, 2, 3], on the device of ``runs``.
         size: height and width of the output.
-        implementation: "reference" (torch, any device, no host sync), "numba" (host memory) or "auto".
+        implementation: "reference" (torch, any device, no host sync), "numba" (host memory), "triton" (CUDA) or "auto".
 
     Returns:
         uint8 [O, *size], 0 or 1.
     """
     if to_source.shape != (len(runs), 2, 3):
         raise ValueError(f"rasterize: {len(runs)} masks need as many 2x3 matrices, not {list(to_source.shape)}")
+    implementation = forced("rasterize", implementation, IMPLEMENTATIONS)
     if implementation == "auto":
-        implementation = "numba" if NUMBA and to_source.device.type == "cpu" else "reference"
+        compiled = "numba" if NUMBA and to_source.device.type == "cpu" else "reference"
+        implementation = choose("rasterize", "triton" if TRITON and to_source.is_cuda else compiled)
     if implementation == "reference":
         return _reference(runs, to_source.float(), size)
-    if implementation == "numba":
-        from sam_ds.ops import _rasterize_compiled  # numba takes half a second to import
+    matrices = to_source.float().contiguous()
+    if implementation == "triton":
+        from sam_ds_kernels import rasterize_runs
 
-        out = torch.zeros(len(runs), *size, dtype=torch.uint8)
-        matrices = to_source.float().contiguous().numpy()
-        _rasterize_compiled.fill(runs.ends.numpy(), runs.offsets.numpy(), runs.sizes.numpy(), matrices, out.numpy())
-        return out
-    raise ValueError(f"rasterize: no implementation {implementation!r}; use auto, reference or numba")
+        return rasterize_runs(runs.ends, runs.offsets, runs.sizes, matrices, *size)
+    from sam_ds.ops import _rasterize_compiled  # numba takes half a second to import
+
+    out = torch.zeros(len(runs), *size, dtype=torch.uint8)
+    _rasterize_compiled.fill(runs.ends.numpy(), runs.offsets.numpy(), runs.sizes.numpy(), matrices.numpy(), out.numpy())
+    return out
 
 
 def _reference(runs: MaskRuns, to_source: Tensor, size: tuple[int, int]) -> Tensor:

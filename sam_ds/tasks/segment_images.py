@@ -16,6 +16,7 @@ from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
 from sam_ds.modeling.presets import build_sam, sam_config
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
+from sam_ds.modeling.vit import Attention
 from sam_ds.ops import constant, rasterize
 from sam_ds.prompts.draws import object_keys
 from sam_ds.prompts.rollout import clickless_round, rollout
@@ -61,8 +62,8 @@ class SegmentImages(nn.Module):
         return {"once": list(self.model.image_encoder.blocks), "reused": [self.model.mask_decoder]}
 
     def leaf_modules(self) -> list[type[nn.Module]]:
-        """Classes that ZeRO-3 gathers whole: they are small, run in every round and read their children's weights."""
-        return [PromptEncoder, MaskDecoder]
+        """Classes that ZeRO-3 gathers whole: they read their children's weights; the first two run in every round."""
+        return [PromptEncoder, MaskDecoder, Attention]
 
     @property
     def num_layers(self) -> int:

@@ -1,0 +1,90 @@
+"""Time and memory of a differentiable function, on a GPU or (a few runs, for the way it works only) on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_QUANTILES = (0.2, 0.5, 0.8)
+
+
+@dataclass(frozen=True)
+class Timing:
+    mode: str  # forward | backward | full
+    ms_20: float
+    ms_50: float
+    ms_80: float
+    peak_mb: float  # beyond what was allocated before
+    saved_mb: float  # kept from forward to backward, inputs not counted
+
+
+def measure(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor]) -> Iterator[Timing]:
+    """Time ``function(*inputs)``, whose differentiable outputs are given gradients of ones.
+
+    Args:
+        inputs: those that require a gradient get one.
+    """
+    wanted = [x for x in inputs if x.requires_grad]
+
+    def forward() -> list[Tensor]:
+        out = function(*inputs)
+        return [x for x in ([out] if isinstance(out, Tensor) else out) if x.requires_grad]
+
+    def backward(outputs: list[Tensor], keep: bool = False) -> None:
+        torch.autograd.grad(outputs, wanted, [torch.ones_like(x) for x in outputs], retain_graph=keep)
+
+    saved = saved_bytes(forward, inputs) / 1e6
+    outputs = forward()
+    modes: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "backward": lambda: backward(outputs, keep=True),
+        "full": lambda: backward(forward()),
+    }
+    for mode, run in modes.items():
+        yield Timing(mode, *_quantiles(run), peak_mb=_peak(run) / 1e6, saved_mb=saved)
+
+
+def saved_bytes(forward: Callable[[], object], inputs: Sequence[Tensor]) -> int:
+    """Of all storages that the graph of ``forward`` keeps, the inputs' own left out."""
+    storages: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        kept = forward()
+    for x in inputs:
+        storages.pop(x.untyped_storage().data_ptr(), None)
+    del kept
+    return sum(storages.values())
+
+
+def _quantiles(run: Callable[[], object]) -> tuple[float, ...]:
+    if DEVICE == "cuda":
+        import triton
+
+        return tuple(triton.testing.do_bench(run, warmup=20, rep=100, quantiles=list(_QUANTILES)))
+    taken = []
+    for _ in range(4):
+        start = time.perf_counter()
+        run()
+        taken.append((time.perf_counter() - start) * 1e3)
+    return tuple(statistics.quantiles(taken[1:], n=5, method="inclusive")[i] for i in (0, 2, 3))
+
+
+def _peak(run: Callable[[], object]) -> float:
+    if DEVICE == "cpu":
+        return float("nan")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

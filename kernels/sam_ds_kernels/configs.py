@@ -1,0 +1,64 @@
+"""Tile sizes, warps and stages of the kernels, measured or chosen per GPU generation: ``configs/*.json``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+
+FOLDER = Path(__file__).parent / "configs"
+GENERATIONS = {"sm80": 80, "sm90": 90}  # file: the lowest compute capability it is for
+forced_generation: str | None = None  # instead of the device's, set while launches are only recorded
+
+
+@dataclass(frozen=True)
+class Config:
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def config_for(kernel: str, head_dim: int, device: torch.device) -> Config:
+    """The config of a kernel for heads of ``head_dim`` channels, from the file of the device's generation."""
+    return lookup(forced_generation or generation(device), kernel, head_dim)
+
+
+def generation(device: torch.device) -> str:
+    """The newest generation that is not newer than the device; on a CPU, whose interpreter takes any, the oldest."""
+    if device.type != "cuda":
+        return "sm80"
+    major, minor = torch.cuda.get_device_capability(device)
+    fitting = [name for name, lowest in GENERATIONS.items() if lowest <= 10 * major + minor]
+    return fitting[-1] if fitting else "sm80"
+
+
+def lookup(name: str, kernel: str, head_dim: int) -> Config:
+    """The entry for the smallest head_dim that is not below ``head_dim``, else for the largest there is."""
+    entries = load(name)[kernel]
+    sizes = sorted(map(int, entries))
+    chosen = next((size for size in sizes if size >= head_dim), sizes[-1])
+    return Config(**entries[str(chosen)])
+
+
+@functools.cache
+def load(name: str) -> dict[str, dict[str, dict[str, int]]]:
+    """kernel → head_dim → config."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def split_head_dim(head_dim: int) -> tuple[int, int]:
+    """Two powers of two that cover ``head_dim``, the second possibly 0: 80 is 64 and 16, not 128."""
+    first = 1 << (head_dim.bit_length() - 1)
+    if first < 16:
+        return 16, 0
+    return first, max(16, triton.next_power_of_2(head_dim - first)) if head_dim > first else 0
+
+
+def float_precision(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies float32: exactly. It says nothing about 16-bit inputs."""
+    return "ieee" if dtype == torch.float32 else "tf32"

@@ -1,0 +1,45 @@
+"""Starting a kernel, or only writing down how it would be started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+from . import configs
+
+# Kernels are interpreted in Python instead of compiled: TRITON_INTERPRET=1, before this package is imported.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: Any  # the @triton.jit function
+    grid: tuple[int, ...]
+    tensors: tuple[torch.Tensor, ...]  # in the order of the kernel's first arguments
+    arguments: dict[str, Any]  # the others, and num_warps and num_stages
+
+
+_recorded: list[Launch] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *tensors: torch.Tensor, **arguments: Any) -> None:
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, tensors, arguments))
+    else:
+        kernel[grid](*tensors, **arguments)
+
+
+@contextmanager
+def recording(generation: str) -> Iterator[list[Launch]]:
+    """Collect the launches of a GPU generation ("sm80") instead of starting them. Tensors may be on ``meta``."""
+    global _recorded  # noqa: PLW0603
+    _recorded, configs.forced_generation = [], generation
+    try:
+        yield _recorded
+    finally:
+        _recorded = configs.forced_generation = None

@@ -1,0 +1,141 @@
+"""Attention with relative positions: outputs and all gradients against float64, and the same bits twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from sam_ds.ops import rel_pos_attention
+from sam_ds_kernels import rel_pos_attention_global, rel_pos_attention_window
+from tests.kernels import formulas
+
+# A unit in the last place of the type, times what adds up on the way: an output is a mean of values, a gradient a sum
+# over tens of tokens, a table's gradient one over hundreds, and 16-bit inputs of a product round before it.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+GPU = torch.cuda.is_available()
+# The interpreter multiplies the bits of bfloat16 numbers as if they were integers.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
+
+# Grid, heads, channels of a head. Tiles end within the grid and beyond it, along both axes.
+GRIDS = [((5, 7), 2, 32), ((4, 16), 1, 80), ((3, 40), 1, 16), ((1, 1), 1, 8), ((9, 4), 3, 64), ((2, 20), 1, 104)]
+# Grid, heads, channels, window: windows that fit, that reach beyond both edges, larger than the grid.
+WINDOWS = [
+    ((8, 8), 2, 16, 4),
+    ((7, 9), 2, 16, 4),
+    ((15, 14), 1, 80, 14),
+    ((5, 5), 1, 40, 7),
+    ((6, 3), 1, 64, 5),
+    ((2, 3), 1, 32, 1),
+]
+if GPU:
+    GRIDS += [((64, 64), 2, 64), ((64, 64), 2, 80), ((50, 33), 2, 128), ((96, 20), 1, 256), ((14, 130), 1, 104)]
+    WINDOWS += [((64, 64), 2, 64, 14), ((64, 64), 2, 80, 14), ((33, 70), 1, 104, 16), ((64, 64), 1, 128, 8)]
+
+
+def make(grid: tuple[int, int], heads: int, head_dim: int, spans: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """qkv, pad and tables, float64, of values that ``dtype`` can hold."""
+    torch.manual_seed(0)
+    qkv, pad = torch.randn(2, *grid, 3, heads, head_dim), torch.randn(3, heads, head_dim)
+    tables = [torch.randn(2 * span - 1, head_dim) * 0.3 for span in spans]
+    return [x.to(dtype).double() for x in (qkv, pad, *tables)]
+
+
+def check(
+    kernel: Callable[..., Tensor], formula: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype, device: str
+) -> None:
+    """Outputs and gradients of ``kernel`` on ``inputs`` against those of ``formula``, and against themselves."""
+    exact = [x.clone().requires_grad_() for x in inputs]
+    expected = formula(*exact)
+    weight = torch.randn_like(expected).to(dtype).double()
+    expected_grads = torch.autograd.grad((expected * weight).sum(), exact)
+    runs = []
+    for _ in range(2):
+        given = [x.to(device, dtype).requires_grad_() for x in inputs]
+        out = kernel(*given)
+        runs.append([out, *torch.autograd.grad((out * weight.to(out)).sum(), given)])
+    for result, again, right in zip(*runs, [expected, *expected_grads], strict=True):
+        assert torch.equal(result, again), "two runs differ"
+        assert result.dtype == dtype
+        scale = float(right.abs().max().detach().clamp(min=0.1))
+        assert_close(result.double().cpu() / scale, right / scale, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("grid", "heads", "head_dim"), GRIDS)
+def test_global(grid: tuple[int, int], heads: int, head_dim: int, dtype: torch.dtype, device: str) -> None:
+    qkv, _, rel_h, rel_w = make(grid, heads, head_dim, grid, dtype)
+    check(rel_pos_attention_global, formulas.attention, [qkv, rel_h, rel_w], dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("grid", "heads", "head_dim", "window"), WINDOWS)
+def test_windows(
+    grid: tuple[int, int], heads: int, head_dim: int, window: int, dtype: torch.dtype, device: str
+) -> None:
+    inputs = make(grid, heads, head_dim, (window, window), dtype)
+
+    def kernel(*x: Tensor) -> Tensor:
+        return rel_pos_attention_window(*x, window)
+
+    def formula(*x: Tensor) -> Tensor:
+        return formulas.windowed(*x, window)
+
+    check(kernel, formula, inputs, dtype, device)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_equal_to_the_other_implementations(window: int, device: str) -> None:
+    """The oracle that does not share the formula's code: plain attention on augmented vectors."""
+    qkv, pad, rel_h, rel_w = (
+        x.float().to(device) for x in make((5, 7), 2, 16, (window or 5, window or 7), torch.float32)
+    )
+    ours, oracle = (rel_pos_attention(qkv, rel_h, rel_w, pad, window, name) for name in ("triton", "sdpa"))
+    assert_close(ours, oracle, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 30.0])
+def test_extreme_scores(scale: float, device: str) -> None:
+    """All scores alike, and scores in the thousands, where the softmax is a choice of one key."""
+    for window in (0, 4):
+        qkv, pad, rel_h, rel_w = make((6, 7), 1, 16, (window or 6, window or 7), torch.float32)
+        inputs = [qkv * scale, pad * scale, rel_h, rel_w]
+        given = [x.float().to(device) for x in inputs]
+        if window:
+            out, right = rel_pos_attention_window(*given, window), formulas.windowed(*inputs, window)
+        else:
+            del inputs[1], given[1]
+            out, right = rel_pos_attention_global(*given), formulas.attention(*inputs)
+        assert_close(out.double().cpu(), right, rtol=1e-3, atol=1e-3 * max(scale, 1))
+
+
+def test_compiles_as_an_op(device: str) -> None:
+    """Fake shapes, schema and autograd registration, as torch itself checks them."""
+    qkv, pad, rel_h, rel_w = (x.float().to(device).requires_grad_() for x in make((4, 5), 1, 16, (3, 3), torch.float32))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(torch.ops.sam_ds.rel_pos_attention_window, (qkv, pad, rel_h, rel_w, 3), test_utils=checks)
+    qkv, _, rel_h, rel_w = (x.float().to(device).requires_grad_() for x in make((4, 5), 1, 16, (4, 5), torch.float32))
+    torch.library.opcheck(torch.ops.sam_ds.rel_pos_attention_global, (qkv, rel_h, rel_w), test_utils=checks)
+
+
+def test_bad_input_is_named(device: str) -> None:
+    qkv, pad, rel_h, rel_w = (x.float().to(device) for x in make((4, 5), 2, 16, (4, 5), torch.float32))
+    for wrong, message in [
+        ((qkv[..., :4].contiguous(), rel_h[:, :4], rel_w[:, :4]), "8 to 256 channels, a multiple of 8, not 4"),
+        ((qkv.double(), rel_h, rel_w), "not torch.float64"),
+        ((qkv.transpose(1, 2), rel_w, rel_h), "must be contiguous"),
+        ((qkv[:, :, :, :2], rel_h, rel_w), r"must be \[B, H, W, 3, heads, D\]"),
+        ((qkv, rel_w, rel_h), r"rel_h must be \[7, 16\].* not \[9, 16\]"),
+        ((qkv, rel_h.half(), rel_w), "rel_h must be .*float32.* not .*float16"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            rel_pos_attention_global(*wrong)
+    with pytest.raises(ValueError, match="1 to 32 tokens, not 33"):
+        rel_pos_attention_window(qkv, pad, rel_h, rel_w, 33)
+    with pytest.raises(ValueError, match=r"pad must be \[3, 2, 16\]"):
+        rel_pos_attention_window(qkv, pad[:2], rel_h, rel_h, 4)
