@@ -2,7 +2,7 @@
 #
 #   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
 #   make test [ARGS="-k name"]
-#   make kernels
+#   make kernels [TRITON=3.6.0]
 #   make lint
 #   make bench
 #   make clean
@@ -26,6 +26,8 @@ HOSTFILE ?= hostfiles/local.hostfile
 DATA ?= $(SYNTHETIC)
 OUTPUT ?= runs/$(RECIPE)_$(notdir $(patsubst %/,%,$(DATA)))
 SET ?=
+TRITON ?=
+OTHER_TRITON = .cache/triton-$(TRITON)
 
 # The local runs are meant for CPUs; DS_ACCELERATOR=cuda takes two GPUs.
 export DS_ACCELERATOR ?= cpu
@@ -60,9 +62,13 @@ test: $(VENV)/.installed-dev
 	$(WITH_PATH) python -m pytest $(ARGS)
 
 # The kernels' numbers in Triton's interpreter, and what the compiler makes of them for GPUs that are not here.
-kernels: $(VENV)/.installed-dev
-	$(WITH_PATH) python -m pytest tests/kernels $(ARGS)
-	$(BIN)/python -m sam_ds_kernels.static
+# TRITON tries another version than the one that is installed.
+kernels: $(VENV)/.installed-dev $(if $(TRITON),$(OTHER_TRITON))
+	$(WITH_PATH) PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)) python -m pytest tests/kernels $(ARGS)
+	PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)) $(BIN)/python -m sam_ds_kernels.static
+
+.cache/triton-%: | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $@ triton==$*
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_QUANTILES = (0.2, 0.5, 0.8)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def measure(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence
         "full": lambda: backward(forward()),
     }
     for mode, run in modes.items():
-        yield Timing(mode, *_quantiles(run), peak_mb=_peak(run) / 1e6, saved_mb=saved)
+        yield Timing(mode, *quantiles(run), peak_mb=_peak(run) / 1e6, saved_mb=saved)
 
 
 def saved_bytes(forward: Callable[[], object], inputs: Sequence[Tensor]) -> int:
@@ -66,17 +65,20 @@ def saved_bytes(forward: Callable[[], object], inputs: Sequence[Tensor]) -> int:
     return sum(storages.values())
 
 
-def _quantiles(run: Callable[[], object]) -> tuple[float, ...]:
+def quantiles(run: Callable[[], object]) -> tuple[float, float, float]:
+    """20, 50 and 80 percentiles of its time, ms."""
     if DEVICE == "cuda":
         import triton
 
-        return tuple(triton.testing.do_bench(run, warmup=20, rep=100, quantiles=list(_QUANTILES)))
+        low, middle, high = triton.testing.do_bench(run, warmup=20, rep=100, quantiles=[0.2, 0.5, 0.8])
+        return low, middle, high
     taken = []
     for _ in range(4):
         start = time.perf_counter()
         run()
         taken.append((time.perf_counter() - start) * 1e3)
-    return tuple(statistics.quantiles(taken[1:], n=5, method="inclusive")[i] for i in (0, 2, 3))
+    cuts = statistics.quantiles(taken[1:], n=5, method="inclusive")
+    return cuts[0], statistics.median(taken[1:]), cuts[-1]
 
 
 def _peak(run: Callable[[], object]) -> float:

@@ -65,6 +65,7 @@ class Static:
     copies: int  # asynchronous copies to shared memory: LDGSTS, UTMALDG
     atomics: int
     instructions: int  # all
+    triton: str  # version
 
 
 def cases(generation: str) -> Iterator[tuple[int, Launch]]:
@@ -132,6 +133,7 @@ def examine(launch: Launch, generation: str, head_dim: int = 0) -> tuple[Static,
         copies=counts["LDGSTS"] + counts["UTMALDG"],
         atomics=counts["ATOM"] + counts["ATOMG"] + counts["RED"],
         instructions=sum(counts.values()),
+        triton=triton.__version__,
     )
     return result, code
 

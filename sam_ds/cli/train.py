@@ -75,7 +75,10 @@ def read_run_options(args: argparse.Namespace, world: int | None = None) -> tupl
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     recipe, config = read_run_options(args)
-    if recipe.optim.frozen_encoder_steps and not recipe.model.init and os.environ.get("RANK", "0") == "0":
+    main_rank = os.environ.get("RANK", "0") == "0"
+    if main_rank:  # which implementation of each op runs
+        logging.getLogger("sam_ds.ops").setLevel(logging.INFO)
+    if recipe.optim.frozen_encoder_steps and not recipe.model.init and main_rank:
         logging.warning("the encoder starts frozen and random: model.init names no weights to start from")
     from sam_ds.engine import distributed
     from sam_ds.training.loop import train

@@ -53,7 +53,7 @@ def mask_loss(
         implementation: ``reference`` (autograd's backward), ``fused``, ``triton`` (kernels for CUDA that
             never write the upsampled logits), or ``auto``, the fastest one here.
     """
-    implementation = forced("mask_loss", implementation, IMPLEMENTATIONS)
+    implementation = forced("mask_loss", implementation, IMPLEMENTATIONS, logits.device)
     if implementation == "auto":
         kernels = TRITON and logits.is_cuda and _factor(logits, truth) in _KERNEL_FACTORS
         implementation = choose("mask_loss", "triton" if kernels else "fused")

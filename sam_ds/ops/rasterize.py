@@ -36,7 +36,7 @@ def rasterize(runs: MaskRuns, to_source: Tensor, size: tuple[int, int], implemen
     """
     if to_source.shape != (len(runs), 2, 3):
         raise ValueError(f"rasterize: {len(runs)} masks need as many 2x3 matrices, not {list(to_source.shape)}")
-    implementation = forced("rasterize", implementation, IMPLEMENTATIONS)
+    implementation = forced("rasterize", implementation, IMPLEMENTATIONS, to_source.device)
     if implementation == "auto":
         compiled = "numba" if NUMBA and to_source.device.type == "cpu" else "reference"
         implementation = choose("rasterize", "triton" if TRITON and to_source.is_cuda else compiled)

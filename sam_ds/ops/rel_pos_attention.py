@@ -79,7 +79,7 @@ def rel_pos_attention(
 
 
 def _choose(qkv: Tensor, implementation: str, num_keys: int, window: int) -> str:
-    implementation = forced("rel_pos_attention", implementation, IMPLEMENTATIONS)
+    implementation = forced("rel_pos_attention", implementation, IMPLEMENTATIONS, qkv.device)
     if implementation != "auto":
         return implementation
     if qkv.is_cuda and TRITON and qkv.shape[-1] % 8 == 0 and qkv.shape[-1] <= 256 and window <= 32:

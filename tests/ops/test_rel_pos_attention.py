@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from sam_ds.config.errors import UserError
 from sam_ds.ops import choice, rel_pos_attention
 
 GRIDS = [(4, 4), (3, 5), (1, 2), (18, 17)]  # the last is too large for the small-grid choice on a CPU
@@ -86,11 +87,19 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(choice.VARIABLE, "mask_loss=reference, rel_pos_attention=sdpa")
     assert torch.equal(rel_pos_attention(*inputs, implementation="reference"), rel_pos_attention(*inputs, 0, "sdpa"))
     monkeypatch.setenv(choice.VARIABLE, "rel_pos_attention=fast")
-    with pytest.raises(ValueError, match="SAM_DS_OPS: no implementation 'fast'"):
+    with pytest.raises(UserError, match="SAM_DS_OPS: no implementation 'fast'"):
+        rel_pos_attention(*inputs)
+    monkeypatch.setenv(choice.VARIABLE, "mask_los=fused")
+    with pytest.raises(UserError, match="no op 'mask_los': did you mean mask_loss"):
         rel_pos_attention(*inputs)
 
 
 def test_triton_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs((3, 3), torch.float32)
     monkeypatch.setattr(choice, "TRITON", False)
-    with pytest.raises(ValueError, match="triton is not installed"):
-        rel_pos_attention(*make_inputs((3, 3), torch.float32), implementation="triton")
+    with pytest.raises(UserError, match="triton is not installed"):
+        rel_pos_attention(*inputs, implementation="triton")
+    monkeypatch.setattr(choice, "TRITON", True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match="run on CUDA, not on cpu; use auto"):
+        rel_pos_attention(*inputs, implementation="triton")
