@@ -53,7 +53,7 @@ def tiny() -> Recipe:
         ),
         optim=OptimConfig(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=50, final=0.02),
-        train=TrainConfig(steps=420, log_every=10, eval_every=0, save_every=200),
+        train=TrainConfig(steps=500, log_every=10, eval_every=0, save_every=200),
         curriculum=CurriculumConfig(
             parts=(0.86, 0.125, 0.015),
             crop_sizes=(128, 256, 512),
