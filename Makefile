@@ -3,6 +3,7 @@
 #   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
 #   make test [ARGS="-k name"]
 #   make kernels [TRITON=3.6.0]
+#   make gpu
 #   make lint
 #   make bench
 #   make clean
@@ -45,7 +46,7 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
 UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
-.PHONY: help train test kernels lint bench clean
+.PHONY: help train test kernels gpu lint bench clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -69,6 +70,12 @@ kernels: $(VENV)/.installed-dev $(if $(TRITON),$(OTHER_TRITON))
 
 .cache/triton-%: | $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $@ triton==$*
+
+# On a machine with CUDA, with PYTHON's own torch, triton and pytest: nothing is installed, DeepSpeed is not needed.
+gpu:
+	PYTHONPATH=.:kernels $(PYTHON) -m pytest tests/kernels $(ARGS)
+	for name in rel_pos_attention mask_loss rasterize train_step; do \
+		PYTHONPATH=.:kernels $(PYTHON) benchmarks/bench_$$name.py; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

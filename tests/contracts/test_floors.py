@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import sys
+from pathlib import Path
+
 import pytest
 
-from tests.contracts.source import PACKAGE, imports, modules
+from tests.contracts.source import PACKAGE, ROOT, imports, modules
 
 FLOORS = {
     "types": 0,
@@ -84,3 +88,14 @@ def test_the_config_and_the_commands_are_light() -> None:
         if part(module + ".") in {"config", "recipes", "cli"}:
             names = {target.split(".")[0] for target, _ in imports(module, top_level=True)}
             assert not names & heavy, f"{module} imports {names & heavy} before it needs it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda path: path.name)
+def test_the_kernels_know_torch_and_triton_only(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        for name in names:
+            top = name.split(".")[0]
+            assert top in {"torch", "triton"} | sys.stdlib_module_names, f"{path.name}, line {node.lineno}: {name}"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 from tests.engine import ranks
 from tests.kernels import cases
