@@ -8,6 +8,7 @@ from torch import Tensor
 from .launch import INTERPRETED
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LARGEST_AXIS = 65_535  # programs along the second axis of a launch
 HEAD_DIMS = (8, 256)  # lowest and highest, in steps of 8: 16 bytes, what one load instruction takes
 
 
@@ -27,6 +28,12 @@ def check_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, spans: tuple[int,
     low, high = HEAD_DIMS
     if not low <= head_dim <= high or head_dim % 8:
         raise ValueError(f"heads must have {low} to {high} channels, a multiple of 8, not {head_dim}")
+    windows = -(-qkv.shape[1] // max(1, spans[0])) * -(-qkv.shape[2] // max(1, spans[1]))
+    programs = qkv.shape[0] * windows * qkv.shape[4]
+    if programs > LARGEST_AXIS:
+        raise ValueError(
+            f"pictures x windows x heads must be at most {LARGEST_AXIS}, not {programs}: use fewer pictures"
+        )
     if qkv.dtype not in DTYPES:
         raise ValueError(f"qkv must be one of {', '.join(map(str, DTYPES))}, not {qkv.dtype}")
     check_device("qkv", qkv)

@@ -135,6 +135,9 @@ def test_bad_input_is_named(device: str) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             rel_pos_attention_global(*wrong)
+    many = torch.zeros(1, device=device).expand(40, 64, 64, 3, 32, 16)
+    with pytest.raises(ValueError, match="at most 65535, not 327680: use fewer pictures"):
+        rel_pos_attention_window(many, pad, rel_h, rel_h, 4)
     with pytest.raises(ValueError, match="1 to 32 tokens, not 33"):
         rel_pos_attention_window(qkv, pad, rel_h, rel_w, 33)
     with pytest.raises(ValueError, match=r"pad must be \[3, 2, 16\]"):
