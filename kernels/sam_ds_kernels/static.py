@@ -116,9 +116,8 @@ def examine(launch: Launch, generation: str, head_dim: int = 0) -> tuple[Static,
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found, usage
     counts = collections.Counter(name.split(".")[0] for name in _INSTRUCTION.findall(code))
-    module = launch.kernel.__module__.rpartition(".")[2]
     result = Static(
-        kernel=module + launch.kernel.__name__.removesuffix("_kernel"),
+        kernel=f"{launch.kernel.__module__.rpartition('.')[2].removesuffix('_kernels')}_{launch.kernel.__name__}",
         generation=generation,
         head_dim=head_dim,
         block_m=arguments.get("BLOCK_M", 0),
