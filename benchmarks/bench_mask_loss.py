@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable
 
 import torch
-from kernel_timing import DEVICE, measure
+from kernel_timing import DEVICE, Floor, compare
 from torch import Tensor
 
 if DEVICE == "cpu":
@@ -49,25 +49,13 @@ def main() -> None:
     truth = torch.rand(args.objects, 4 * args.side, 4 * args.side, device=DEVICE) > 0.7
     valid = torch.full((args.objects, 2), 4 * args.side, dtype=torch.int32, device=DEVICE)
     shape = f"{args.objects}x3x{args.side}x{args.side} to {4 * args.side}"
-    rows: list[dict[str, object]] = []
-    print(f"mask_loss, {shape}, {DEVICE}")
-    for name, function in providers(truth, valid, args.no_compile or not on_gpu).items():
-        for masks, losses in (("all 3", function), ("best of 3", best_of(function))):
-            rows += measure_case(shape, f"{name}, {masks}", losses, logits)
+    plain = providers(truth, valid, args.no_compile or not on_gpu)
+    best = {f"{name}, best of 3": best_of(losses) for name, losses in plain.items()}
+    chosen = {**{f"{name}, all 3": losses for name, losses in plain.items()}, **best}
+    read = Floor(0.0, logits.nbytes + truth.nbytes)
+    rows = compare("mask_loss", shape, chosen, [logits], read, read + Floor(0.0, logits.nbytes))
     if not args.no_save:
         append_rows(RESULTS / "kernels.csv", rows)
-
-
-def measure_case(shape: str, provider: str, losses: Losses, logits: Tensor) -> list[dict[str, object]]:
-    try:
-        timings = list(measure(losses, [logits]))
-    except torch.OutOfMemoryError:
-        print(f"  {provider:20} out of memory")
-        return []
-    print(f"  {provider:20}", "  ".join(f"{t.mode} {t.ms_50:8.3f} ms" for t in timings), end="  ")
-    print(f"peak {timings[-1].peak_mb:7.0f} MB  saved {timings[0].saved_mb:7.1f} MB", flush=True)
-    rows = [{"op": "mask_loss", "shape": shape, "provider": provider, **vars(timing)} for timing in timings]
-    return [{key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()} for row in rows]
 
 
 def providers(truth: Tensor, valid: Tensor, no_compile: bool) -> dict[str, Losses]:

@@ -14,7 +14,7 @@ import os
 
 import numpy as np
 import torch
-from kernel_timing import DEVICE, quantiles
+from kernel_timing import DEVICE, Floor, Timing, as_row, quantiles
 
 if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -39,11 +39,12 @@ def main() -> None:
     shape = f"{args.masks} masks of {WIDTH}x{HEIGHT} to {args.side}"
     print(f"rasterize, {shape}, {DEVICE}")
     rows: list[dict[str, object]] = []
+    floor = Floor(0.0, args.masks * args.side**2 + runs.ends.nbytes)
     for provider in ("triton", "reference", *(("numba",) if DEVICE == "cpu" else ())):
-        low, middle, high = quantiles(lambda name=provider: rasterize(runs, matrices, (args.side, args.side), name))
-        print(f"  {provider:10} {middle:8.3f} ms")
-        times = {"ms_20": round(low, 4), "ms_50": round(middle, 4), "ms_80": round(high, 4)}
-        rows.append({"op": "rasterize", "shape": shape, "provider": provider, "mode": "forward", **times})
+        times = quantiles(lambda name=provider: rasterize(runs, matrices, (args.side, args.side), name))
+        timing = Timing("forward", *times, peak_mb=float("nan"), saved_mb=0.0)
+        rows.append(as_row("rasterize", shape, provider, timing, floor))
+        print(f"  {provider:10} {timing.ms_50:8.3f} ms")
     if not args.no_save:
         append_rows(RESULTS / "kernels.csv", rows)
 

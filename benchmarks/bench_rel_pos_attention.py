@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from kernel_timing import DEVICE, measure
+from kernel_timing import DEVICE, Floor, compare
 from torch import Tensor
 
 if DEVICE == "cpu":
@@ -41,8 +41,6 @@ from sam_ds.ops.rel_pos_attention import (
 )
 
 HEADS = {64: 12, 80: 16}  # ViT-B's and ViT-H's
-# Bytes a second and floating point operations a second in bfloat16: datasheets, H200's as measured elsewhere.
-PEAKS = {"A100": (2.0e12, 312e12), "H100": (3.35e12, 790e12), "H200": (4.3e12, 790e12)}
 
 
 def main() -> None:
@@ -66,22 +64,8 @@ def measure_case(args: argparse.Namespace, head_dim: int, window: int) -> list[d
     inputs = make_inputs(args.batch, args.grid, heads, head_dim, window)
     name = f"rel_pos_attention {'window' if window else 'global'}"
     shape = f"{args.batch}x{args.grid}x{args.grid} heads {heads}x{head_dim}"
-    print(f"{name}, {shape}, {DEVICE}")
-    rows: list[dict[str, object]] = []
-    for provider, function in providers(window, args.no_compile or DEVICE == "cpu").items():
-        try:
-            timings = list(measure(function, inputs))
-        except torch.OutOfMemoryError:
-            print(f"  {provider:15} out of memory")
-            continue
-        for timing in timings:
-            work, traffic = floor(inputs[0], window, timing.mode)
-            row = {"op": name, "shape": shape, "provider": provider, **vars(timing)}
-            row |= {"tflops": work / timing.ms_50 / 1e9, "of_floor": floor_ms(work, traffic) / timing.ms_50}
-            rows.append({key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()})
-        print(f"  {provider:15}", "  ".join(f"{t.mode} {t.ms_50:8.3f} ms" for t in timings), end="  ")
-        print(f"peak {timings[-1].peak_mb:7.0f} MB  saved {timings[0].saved_mb:7.1f} MB", flush=True)
-    return rows
+    chosen = providers(window, args.no_compile or DEVICE == "cpu")
+    return compare(name, shape, chosen, inputs, *floors(inputs[0], window))
 
 
 def make_inputs(batch: int, grid: int, heads: int, head_dim: int, window: int) -> list[Tensor]:
@@ -94,24 +78,14 @@ def make_inputs(batch: int, grid: int, heads: int, head_dim: int, window: int) -
     return [x.requires_grad_() for x in (inputs if window else inputs[:3])]
 
 
-def floor(qkv: Tensor, window: int, mode: str) -> tuple[float, float]:
-    """Floating point operations and bytes that cannot be avoided, each tensor read or written once.
-
-    Two products forward; seven backward, of which two are the scores and their gradients made again.
-    """
+def floors(qkv: Tensor, window: int) -> tuple[Floor, Floor]:
+    """Forward two products over all scores; backward seven, of which two are the scores and their gradients again."""
     batch, height, width, _, heads, head_dim = qkv.shape
     side = window or height
     scores = batch * heads * (-(-height // side) * -(-width // side)) * float(side * side) ** 2
     tensor = batch * height * width * heads * head_dim * qkv.element_size()
-    parts = {"forward": (2, 4), "backward": (7, 12)}
-    chosen = parts.values() if mode == "full" else [parts[mode]]
-    return sum(2 * p * scores * head_dim for p, _ in chosen), sum(t * tensor for _, t in chosen)
-
-
-def floor_ms(work: float, traffic: float) -> float:
-    name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
-    bandwidth, speed = next((peak for gpu, peak in PEAKS.items() if gpu in name), (float("nan"), float("nan")))
-    return 1e3 * max(work / speed, traffic / bandwidth)
+    # q, k, v and the answer; both backward kernels read q, k, v and the answer's gradient, one the answer, and write.
+    return Floor(2 * 2 * scores * head_dim, 4 * tensor), Floor(7 * 2 * scores * head_dim, 12 * tensor)
 
 
 def providers(window: int, no_compile: bool) -> dict[str, Callable[..., Tensor]]:

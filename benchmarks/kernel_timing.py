@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import gpus
 import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What cannot be avoided: floating point operations, and bytes with each tensor read or written once."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: Floor) -> Floor:
+        return Floor(self.flops + other.flops, self.bytes + other.bytes)
+
+    def ms(self) -> float:
+        """On the GPU at hand; NaN where its peaks are not known."""
+        gpu = gpus.at_hand()
+        return 1e3 * max(self.flops / gpu.flops, self.bytes / gpu.bandwidth) if gpu else float("nan")
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,41 @@ class Timing:
     ms_80: float
     peak_mb: float  # beyond what was allocated before
     saved_mb: float  # kept from forward to backward, inputs that are read again included
+
+
+def compare(
+    op: str,
+    shape: str,
+    providers: Mapping[str, Callable[..., Tensor | Sequence[Tensor]]],
+    inputs: Sequence[Tensor],
+    forward: Floor,
+    backward: Floor,
+) -> list[dict[str, object]]:
+    """Time every provider of a differentiable op, say it, and give the rows for the table of results."""
+    print(f"{op}, {shape}, {DEVICE}")
+    floors = {"forward": forward, "backward": backward, "full": forward + backward}
+    rows: list[dict[str, object]] = []
+    for provider, function in providers.items():
+        try:
+            timings = list(measure(function, inputs))
+        except torch.OutOfMemoryError:
+            print(f"  {provider:20} out of memory")
+            continue
+        rows += [as_row(op, shape, provider, timing, floors[timing.mode]) for timing in timings]
+        print(f"  {provider:20}", "  ".join(f"{t.mode} {t.ms_50:8.3f} ms" for t in timings), end="  ")
+        print(f"peak {timings[-1].peak_mb:7.0f} MB  saved {timings[0].saved_mb:7.1f} MB", flush=True)
+    return rows
+
+
+def as_row(op: str, shape: str, provider: str, timing: Timing, floor: Floor) -> dict[str, object]:
+    """With what was reached of the floor: TFLOP/s and GB/s are the floor's work in the time it took."""
+    reached = {
+        "tflops": floor.flops / timing.ms_50 / 1e9,
+        "gb_s": floor.bytes / timing.ms_50 / 1e6,
+        "of_floor": floor.ms() / timing.ms_50,
+    }
+    row = {"op": op, "shape": shape, "device": DEVICE, "provider": provider, **vars(timing), **reached}
+    return {key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()}
 
 
 def measure(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor]) -> Iterator[Timing]:

@@ -1,10 +1,15 @@
-"""Tile sizes, warps and stages of the kernels, measured or chosen per GPU generation: ``configs/*.json``."""
+"""Tile sizes, warps and stages of the kernels, measured or chosen per GPU generation: ``configs/*.json``.
+
+An entry is for a size: the channels of a head, or the columns of a mask. A size takes the smallest entry that is not
+below it, else the largest there is.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,20 +17,24 @@ import triton
 
 FOLDER = Path(__file__).parent / "configs"
 GENERATIONS = {"sm80": 80, "sm90": 90}  # file: the lowest compute capability it is for
+Config = dict[str, int]
 forced_generation: str | None = None  # instead of the device's, set while launches are only recorded
+_tried: dict[str, Config] = {}
 
 
-@dataclass(frozen=True)
-class Config:
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
+def config_for(kernel: str, size: int, device: torch.device) -> Config:
+    """The config of a kernel for a size, from the file of the device's generation."""
+    return _tried.get(kernel) or lookup(forced_generation or generation(device), kernel, size)
 
 
-def config_for(kernel: str, head_dim: int, device: torch.device) -> Config:
-    """The config of a kernel for heads of ``head_dim`` channels, from the file of the device's generation."""
-    return lookup(forced_generation or generation(device), kernel, head_dim)
+@contextmanager
+def trying(kernel: str, config: Config) -> Iterator[None]:
+    """Let a kernel run with another config than its file's."""
+    _tried[kernel] = config
+    try:
+        yield
+    finally:
+        del _tried[kernel]
 
 
 def generation(device: torch.device) -> str:
@@ -37,17 +46,16 @@ def generation(device: torch.device) -> str:
     return fitting[-1] if fitting else "sm80"
 
 
-def lookup(name: str, kernel: str, head_dim: int) -> Config:
-    """The entry for the smallest head_dim that is not below ``head_dim``, else for the largest there is."""
+def lookup(name: str, kernel: str, size: int) -> Config:
+    """A generation's entry for a kernel and size."""
     entries = load(name)[kernel]
     sizes = sorted(map(int, entries))
-    chosen = next((size for size in sizes if size >= head_dim), sizes[-1])
-    return Config(**entries[str(chosen)])
+    return entries[str(next((entry for entry in sizes if entry >= size), sizes[-1]))]
 
 
 @functools.cache
-def load(name: str) -> dict[str, dict[str, dict[str, int]]]:
-    """kernel → head_dim → config."""
+def load(name: str) -> dict[str, dict[str, Config]]:
+    """kernel → size → config."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import add_product, attend, load, row_products, scores, store, zeros
+from .tiles import add_product, attend, first_rows, load, row_products, scores, store, zeros
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -22,15 +22,9 @@ def _head(heads):
 
 
 @triton.jit
-def _first_rows(QKV, OUT, row, head, channels, D: tl.constexpr):
-    """Where the head's part of row ``row`` (int64: of all pictures) begins in a matrix like qkv and in one like out."""
-    return QKV + row * 3 * channels + head * D, OUT + row * channels + head * D
-
-
-@triton.jit
 def forward(
     QKV,  # [B, N, 3, heads, D]
-    TERMS,  # [B, heads, H + W, N]  h over w, of every query
+    TERMS,  # [B, heads, H + W, N]  h over w, of every query, in units of log 2
     OUT,  # [B, N, heads, D]
     LSE,  # float32 [B, heads, N]  log2 of the softmax's denominator
     scale, num_tokens, heads, height,
@@ -39,7 +33,7 @@ def forward(
 ):  # fmt: skip
     head, place = _head(heads)
     channels = heads * D
-    QKV, OUT = _first_rows(QKV, OUT, place // heads * num_tokens, head, channels, D)
+    QKV, OUT = first_rows(QKV, OUT, place // heads * num_tokens, head, channels, D)
     TERMS += place * (height + WIDTH) * num_tokens
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query_ok = queries < num_tokens
@@ -52,9 +46,9 @@ def forward(
         ok = columns < WIDTH
         at = (height + columns)[None, :] * num_tokens + queries[:, None]
         w = tl.load(TERMS + at, mask=query_ok[:, None] & ok[None, :], other=0.0).to(tl.float32)
-        w = tl.where(ok[None, :], w / scale, -float("inf"))
+        w = tl.where(ok[None, :], w / (scale * LOG2E), -float("inf"))
         for row in range(height):
-            h = tl.load(TERMS + row * num_tokens + queries, mask=query_ok, other=0.0).to(tl.float32) * LOG2E
+            h = tl.load(TERMS + row * num_tokens + queries, mask=query_ok, other=0.0).to(tl.float32)
             keys = QKV + (row * WIDTH + columns) * 3 * channels + channels
             k = load(keys, ok, D, D0, D1, WIDTH % BLOCK_N == 0)
             s = scores(q, k, w, PRECISION)
@@ -80,8 +74,8 @@ def backward_queries(
 ):  # fmt: skip
     head, place = _head(heads)
     channels = heads * D
-    QKV, OUT = _first_rows(QKV, OUT, place // heads * num_tokens, head, channels, D)
-    D_QKV, D_OUT = _first_rows(D_QKV, D_OUT, place // heads * num_tokens, head, channels, D)
+    QKV, OUT = first_rows(QKV, OUT, place // heads * num_tokens, head, channels, D)
+    D_QKV, D_OUT = first_rows(D_QKV, D_OUT, place // heads * num_tokens, head, channels, D)
     TERMS += place * (height + WIDTH) * num_tokens
     D_TERMS += place * (height + WIDTH) * num_tokens
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -96,14 +90,14 @@ def backward_queries(
         columns = first + tl.arange(0, BLOCK_N)
         ok = columns < WIDTH
         at, at_ok = (height + columns)[None, :] * num_tokens + queries[:, None], query_ok[:, None] & ok[None, :]
-        w = tl.load(TERMS + at, mask=at_ok, other=0.0).to(tl.float32) * LOG2E - lse[:, None]
+        w = tl.load(TERMS + at, mask=at_ok, other=0.0).to(tl.float32) - lse[:, None]
         w = tl.where(ok[None, :], w, -float("inf"))
         dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for row in range(height):
             keys = QKV + (row * WIDTH + columns) * 3 * channels + channels
             k = load(keys, ok, D, D0, D1, WIDTH % BLOCK_N == 0)
             v = load(keys + channels, ok, D, D0, D1, WIDTH % BLOCK_N == 0)
-            h = tl.load(TERMS + row * num_tokens + queries, mask=query_ok, other=0.0).to(tl.float32) * LOG2E
+            h = tl.load(TERMS + row * num_tokens + queries, mask=query_ok, other=0.0).to(tl.float32)
             p = tl.exp2(scores(q, k, None, PRECISION) * (scale * LOG2E) + (w + h[:, None]))
             ds = p * (scores(do, v, None, PRECISION) - delta[:, None])
             dw += ds
@@ -135,8 +129,8 @@ def backward_keys(
 ):  # fmt: skip
     head, place = _head(heads)
     channels = heads * D
-    QKV, D_OUT = _first_rows(QKV, D_OUT, place // heads * num_tokens, head, channels, D)
-    D_QKV, _ = _first_rows(D_QKV, D_OUT, place // heads * num_tokens, head, channels, D)
+    QKV, D_OUT = first_rows(QKV, D_OUT, place // heads * num_tokens, head, channels, D)
+    D_QKV, _ = first_rows(D_QKV, D_OUT, place // heads * num_tokens, head, channels, D)
     TERMS += place * (height + WIDTH) * num_tokens
     TILES: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
     row = tl.program_id(0) // TILES
@@ -154,9 +148,9 @@ def backward_keys(
         # Beyond the last query the denominator is infinite, which makes p 0.
         lse = tl.load(LSE + place * num_tokens + queries, mask=query_ok, other=float("inf"))
         delta = tl.load(DELTA + place * num_tokens + queries, mask=query_ok, other=0.0)
-        h = tl.load(TERMS + row * num_tokens + queries, mask=query_ok, other=0.0).to(tl.float32) * LOG2E - lse
+        h = tl.load(TERMS + row * num_tokens + queries, mask=query_ok, other=0.0).to(tl.float32) - lse
         at = (height + columns)[:, None] * num_tokens + queries[None, :]
-        w = tl.load(TERMS + at, mask=ok[:, None] & query_ok[None, :], other=0.0).to(tl.float32) * LOG2E
+        w = tl.load(TERMS + at, mask=ok[:, None] & query_ok[None, :], other=0.0).to(tl.float32)
         p = tl.exp2(scores(k, q, None, PRECISION) * (scale * LOG2E) + (w + h[None, :]))  # [BLOCK_N, BLOCK_M]
         ds = p * (scores(v, do, None, PRECISION) - delta[None, :])
         dv = add_product(dv, p.to(QKV.dtype.element_ty), do, PRECISION)

@@ -23,20 +23,29 @@ class Launch:
     tensors: tuple[torch.Tensor, ...]  # in the order of the kernel's first arguments
     arguments: dict[str, Any]  # the others, and num_warps and num_stages
 
+    def start(self) -> None:
+        self.kernel[self.grid](*self.tensors, **self.arguments)
+
 
 _recorded: list[Launch] | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *tensors: torch.Tensor, **arguments: Any) -> None:
+    started = Launch(kernel, grid, tensors, arguments)
     if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, tensors, arguments))
-    else:
-        kernel[grid](*tensors, **arguments)
+        _recorded.append(started)
+    if configs.forced_generation is None:
+        started.start()
 
 
 @contextmanager
-def recording(generation: str) -> Iterator[list[Launch]]:
-    """Collect the launches of a GPU generation ("sm80") instead of starting them. Tensors may be on ``meta``."""
+def recording(generation: str | None = None) -> Iterator[list[Launch]]:
+    """Collect the launches.
+
+    Args:
+        generation: collect them as this GPU generation ("sm80") would have them, and start none: tensors may be on
+            ``meta``. None: they run as ever.
+    """
     global _recorded  # noqa: PLW0603
     _recorded, configs.forced_generation = [], generation
     try:

@@ -30,34 +30,34 @@ import triton
 from torch import Tensor
 
 from .checks import DTYPES, check_contiguous, check_device
+from .configs import config_for
 from .launch import INTERPRETED, launch
 from .mask_loss_kernels import backward, forward
 
 NUM_SUMS = 6
-_ROWS = 16  # of cells a strip
 _LARGEST_WIDTH = 1024
 
 
-def _launch_arguments(logits: Tensor, truth: Tensor, alpha: float, gamma: float) -> dict[str, object]:
+def _launch_arguments(kernel: str, logits: Tensor, truth: Tensor, alpha: float, gamma: float) -> dict[str, object]:
     height, width = logits.shape[-2:]
-    lanes = max(16, triton.next_power_of_2(width))
+    config = config_for(kernel, width, logits.device)
     return {
         "HEIGHT": height,
         "W_FOREGROUND": alpha if alpha >= 0 else 1.0,
         "W_BACKGROUND": 1 - alpha if alpha >= 0 else 1.0,
         "WIDTH": width,
-        "LANES": lanes,
+        "LANES": max(16, triton.next_power_of_2(width)),
         "F": truth.shape[-1] // width,
-        "ROWS": _ROWS,
+        "ROWS": config["rows"],
         "GAMMA": gamma,
         "FAST": not INTERPRETED,
-        "num_warps": max(1, min(8, lanes // 64)),
+        "num_warps": config["num_warps"],
     }
 
 
-def _grid(logits: Tensor) -> tuple[int, int, int]:
+def _grid(logits: Tensor, rows: int) -> tuple[int, int, int]:
     objects, masks, height, _ = logits.shape
-    return masks, triton.cdiv(height, _ROWS), objects
+    return masks, triton.cdiv(height, rows), objects
 
 
 def _as_kernels_read(logits: Tensor, truth: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ def _area(valid: Tensor, truth: Tensor) -> Tensor:
 
 def run_forward(logits: Tensor, truth: Tensor, valid: Tensor, alpha: float, gamma: float) -> list[Tensor]:
     """focal, dice, iou, and sum p t and sum p + sum t for the backward; [O, C] each."""
-    grid = _grid(logits)
+    arguments = _launch_arguments("mask_loss_forward", logits, truth, alpha, gamma)
+    grid = _grid(logits, arguments["ROWS"])
     sums = torch.empty(*logits.shape[:2], grid[1], NUM_SUMS, dtype=torch.float32, device=logits.device)
     if sums.numel():
-        arguments = _launch_arguments(logits, truth, alpha, gamma)
         launch(forward, grid, logits, _as_kernels_read(logits, truth), valid, sums, **arguments)
     focal, sum_p, sum_pt, sum_t, positive, shared = sums.sum(2).unbind(-1)
     union = positive + sum_t - shared
@@ -109,9 +109,9 @@ def run_backward(
     if logits.numel():
         c_f = d_focal / _area(valid, truth).clamp(min=1)
         coefficients = torch.stack([c_f, d_dice * numerator / total.square(), -2 * d_dice / total], -1)
-        arguments = _launch_arguments(logits, truth, alpha, gamma)
+        arguments = _launch_arguments("mask_loss_backward", logits, truth, alpha, gamma)
         truth = _as_kernels_read(logits, truth)
-        launch(backward, _grid(logits), logits, truth, valid, coefficients, d_logits, **arguments)
+        launch(backward, _grid(logits, arguments["ROWS"]), logits, truth, valid, coefficients, d_logits, **arguments)
     return d_logits
 
 

@@ -17,10 +17,12 @@ With d = sum(do * o) of a query, ds = p (do.v - d), dq = scale ds k + (dh, dw th
 dv = p^T do. Two backward kernels, one owning queries and one owning keys, take 7 products where one kernel with atomics
 takes 5; in return two runs give the same bits.
 
-Scores are kept in units of log 2: exp2 is one instruction, exp is not.
+Scores and position terms are kept in units of log 2: exp2 is one instruction, exp is not.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -30,6 +32,8 @@ from .checks import check_attention
 from .configs import config_for, float_precision, split_head_dim
 from .global_kernels import backward_keys, backward_queries, forward
 from .launch import launch
+
+_LOG2E = math.log2(math.e)
 
 
 def _launch_arguments(qkv: Tensor, kernel: str) -> dict[str, object]:
@@ -45,12 +49,12 @@ def _launch_arguments(qkv: Tensor, kernel: str) -> dict[str, object]:
         "D": head_dim,
         "D0": first,
         "D1": second,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": min(config.block_n, max(16, triton.next_power_of_2(width))),  # within one row of the grid
-        "EVEN_M": height * width % config.block_m == 0,
+        "BLOCK_M": config["block_m"],
+        "BLOCK_N": min(config["block_n"], max(16, triton.next_power_of_2(width))),  # within one row of the grid
+        "EVEN_M": height * width % config["block_m"] == 0,
         "PRECISION": float_precision(qkv.dtype),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        "num_warps": config["num_warps"],
+        "num_stages": config["num_stages"],
     }
 
 
@@ -119,9 +123,9 @@ _forward.register_autograd(_autograd, setup_context=_setup)
 
 
 def _position_terms(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """q [B, H, W, heads, D] to [B, heads, H + W, H * W]: h and w of every query."""
-    h = torch.einsum("byxnd,ydk->bnkyx", q, _windows(rel_h, q.shape[1]))
-    w = torch.einsum("byxnd,xdk->bnkyx", q, _windows(rel_w, q.shape[2]))
+    """q [B, H, W, heads, D] to [B, heads, H + W, H * W]: h and w of every query, in units of log 2."""
+    h = torch.einsum("byxnd,ydk->bnkyx", q, _windows(rel_h * _LOG2E, q.shape[1]))
+    w = torch.einsum("byxnd,xdk->bnkyx", q, _windows(rel_w * _LOG2E, q.shape[2]))
     return torch.cat([h, w], 2).flatten(3)
 
 

@@ -55,12 +55,12 @@ def _launch_arguments(qkv: Tensor, window: int, kernel: str) -> dict[str, object
         "D": head_dim,
         "D0": first,
         "D1": second,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
+        "BLOCK_M": config["block_m"],
+        "BLOCK_N": config["block_n"],
         "MASK": qkv.dtype == torch.float16,
         "PRECISION": float_precision(qkv.dtype),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        "num_warps": config["num_warps"],
+        "num_stages": config["num_stages"],
     }
 
 

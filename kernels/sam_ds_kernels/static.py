@@ -9,7 +9,6 @@ taken apart by its nvdisasm. The cases are the shapes of ViT-H: what is shipped 
 from __future__ import annotations
 
 import argparse
-import collections
 import csv
 import re
 import subprocess
@@ -27,14 +26,16 @@ from triton.compiler import ASTSource
 
 from . import configs
 from .launch import Launch, recording
+from .machine_code import Code, families, macs, parse
 from .mask_loss import run_backward as mask_loss_backward
 from .mask_loss import run_forward as mask_loss_forward
 from .rel_pos_attention_global import run_backward as global_backward
 from .rel_pos_attention_global import run_forward as global_forward
 from .rel_pos_attention_window import run_backward as window_backward
 from .rel_pos_attention_window import run_forward as window_forward
+from .work import name, work
 
-HEAD_DIMS = (64, 80)
+HEAD_DIMS = (64, 80, 128, 256)
 _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -43,28 +44,35 @@ _POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Static:
-    """One kernel as one GPU generation would run it."""
+    """One kernel as one GPU generation would run it. Multiply-adds and scores are those of a program."""
 
     kernel: str
     generation: str
     head_dim: int  # 0: not an attention
-    block_m: int
+    block_m: int  # of the mask loss: rows and columns of a strip
     block_n: int
     num_warps: int
     num_stages: int
     registers: int  # a thread
     spilled: int  # bytes a thread, stack frame and local memory
     shared: int  # bytes a program
-    matrix: int  # instructions of the matrix units: HMMA, HGMMA
-    special: int  # of the special function unit: MUFU
-    copies: int  # asynchronous copies to shared memory: LDGSTS, UTMALDG
-    atomics: int
     instructions: int  # all
+    matrix: int  # of them those of the matrix units: HMMA, HGMMA
+    special: int  # of the special function unit: MUFU
+    atomics: int
+    loops: int  # one after the other
+    loop_instructions: int  # of the longest loop, as the next two
+    loop_special: int
+    loop_copies: int  # asynchronous, to shared memory: LDGSTS, UTMALDG
+    loop_macs: int  # multiply-adds that the matrix units do in a trip through each loop
+    loop_macs_needed: int  # by the maths
+    once_macs: int  # outside of loops
+    once_macs_needed: int
+    loop_scores: int  # exponentials that the maths needs in a trip
     triton: str  # version
 
 
@@ -102,39 +110,63 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def examine(launch: Launch, generation: str, head_dim: int = 0) -> tuple[Static, str]:
-    """Compile a launch; what came out, and the machine code as text."""
+@dataclass(frozen=True)
+class Compiled:
+    registers: int
+    spilled: int
+    shared: int
+    code: Code
+
+
+def compile_ahead(launch: Launch, generation: str) -> Compiled:
     arguments = dict(launch.arguments)
-    options = {name: arguments.pop(name) for name in ("num_warps", "num_stages") if name in arguments}
+    options = {key: arguments.pop(key) for key in ("num_warps", "num_stages") if key in arguments}
     source = _source(launch, arguments)
     target = GPUTarget("cuda", configs.GENERATIONS[generation], 32)
     compiled = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        text = _tool("nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found, usage
-    counts = collections.Counter(name.split(".")[0] for name in _INSTRUCTION.findall(code))
-    result = Static(
-        kernel=f"{launch.kernel.__module__.rpartition('.')[2].removesuffix('_kernels')}_{launch.kernel.__name__}",
+    return Compiled(int(found[1]), int(found[2]) + int(found[3]), compiled.metadata.shared, parse(text))
+
+
+def examine(launch: Launch, generation: str, head_dim: int = 0) -> Static:
+    """Compile a launch, and read what came out."""
+    of = launch.arguments
+    compiled, needed, warps = compile_ahead(launch, generation), work(launch), of.get("num_warps", 4)
+    code = compiled.code
+    counts = families(code.names)
+    loop = max(code.loop_names(), key=len, default=())
+    in_loop = families(loop)
+    return Static(
+        kernel=name(launch),
         generation=generation,
         head_dim=head_dim,
-        block_m=arguments.get("BLOCK_M", 0),
-        block_n=arguments.get("BLOCK_N", 0),
-        num_warps=options.get("num_warps", 4),
-        num_stages=options.get("num_stages", 0),
-        registers=int(found[1]),
-        spilled=int(found[2]) + int(found[3]),
-        shared=compiled.metadata.shared,
+        block_m=of.get("BLOCK_M", of.get("ROWS", 0)),
+        block_n=of.get("BLOCK_N", of.get("LANES", 0)),
+        num_warps=warps,
+        num_stages=of.get("num_stages", 0),
+        registers=compiled.registers,
+        spilled=compiled.spilled,
+        shared=compiled.shared,
+        instructions=len(code.names),
         matrix=counts["HMMA"] + counts["HGMMA"],
         special=counts["MUFU"],
-        copies=counts["LDGSTS"] + counts["UTMALDG"],
         atomics=counts["ATOM"] + counts["ATOMG"] + counts["RED"],
-        instructions=sum(counts.values()),
+        loops=len(code.loops),
+        loop_instructions=len(loop),
+        loop_special=in_loop["MUFU"],
+        loop_copies=in_loop["LDGSTS"] + in_loop["UTMALDG"],
+        loop_macs=macs(loop) * warps,
+        loop_macs_needed=needed.loop_macs,
+        once_macs=macs(code.once_names()) * warps,
+        once_macs_needed=needed.once_macs,
+        loop_scores=needed.scores,
         triton=triton.__version__,
     )
-    return result, code
 
 
 def _source(launch: Launch, arguments: dict[str, object]) -> ASTSource:
@@ -169,7 +201,7 @@ def main() -> None:
     rows = []
     for generation in args.generation or configs.GENERATIONS:
         for head_dim, launch in cases(generation):
-            row = asdict(examine(launch, generation, head_dim)[0])
+            row = asdict(examine(launch, generation, head_dim))
             if not rows:
                 print(" ".join(row))
             print(" ".join(map(str, row.values())), flush=True)

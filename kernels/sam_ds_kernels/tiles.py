@@ -9,6 +9,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .launch import INTERPRETED
+
+_WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies the bits of bfloat16 as if they were integers
+
+
+@triton.jit
+def first_rows(QKV, OUT, row, head, channels, D: tl.constexpr):
+    """Where the head's part of row ``row`` (int64: of all pictures) begins in a matrix like qkv and in one like out."""
+    return QKV + row * 3 * channels + head * D, OUT + row * channels + head * D
+
+
+@triton.jit
+def dot(a, b, start, PRECISION: tl.constexpr):
+    """start (None: 0) + a b, in float32."""
+    if _WIDEN and a.dtype == tl.bfloat16:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), start, input_precision="ieee")
+    else:
+        return tl.dot(a, b, start, input_precision=PRECISION)
+
 
 @triton.jit
 def _part(rows, ok, START: tl.constexpr, PART: tl.constexpr, D: tl.constexpr, ALL: tl.constexpr):
@@ -57,9 +76,9 @@ def zeros(ROWS: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
 @triton.jit
 def scores(a, b, start, PRECISION: tl.constexpr):
     """start + a b^T, [rows of a, rows of b]."""
-    s = tl.dot(a[0], tl.trans(b[0]), start, input_precision=PRECISION)
+    s = dot(a[0], tl.trans(b[0]), start, PRECISION)
     if len(a) > 1:
-        s = tl.dot(a[1], tl.trans(b[1]), s, input_precision=PRECISION)
+        s = dot(a[1], tl.trans(b[1]), s, PRECISION)
     return s
 
 
@@ -68,11 +87,11 @@ def add_product(total, p, b, PRECISION: tl.constexpr):
     """total + p b, a tile."""
     if len(b) > 1:
         return (
-            tl.dot(p, b[0], total[0], input_precision=PRECISION),
-            tl.dot(p, b[1], total[1], input_precision=PRECISION),
+            dot(p, b[0], total[0], PRECISION),
+            dot(p, b[1], total[1], PRECISION),
         )
     else:
-        return (tl.dot(p, b[0], total[0], input_precision=PRECISION),)
+        return (dot(p, b[0], total[0], PRECISION),)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import window_terms
-from .tiles import add_product, attend, load, row_products, scores, store, times, zeros
+from .tiles import add_product, attend, dot, first_rows, load, row_products, scores, store, times, zeros
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -21,12 +21,6 @@ def _head(heads, windows):
     """Of the launch's second axis: head, window, picture (int64), and the place among all."""
     place = tl.program_id(1)
     return place % heads, place // heads % windows, (place // heads // windows).to(tl.int64), place.to(tl.int64)
-
-
-@triton.jit
-def _first_rows(QKV, OUT, row, head, channels, D: tl.constexpr):
-    """Where the head's part of row ``row`` (int64: of all pictures) begins in a matrix like qkv and in one like out."""
-    return QKV + row * 3 * channels + head * D, OUT + row * channels + head * D
 
 
 @triton.jit
@@ -59,7 +53,7 @@ def forward(
     N: tl.constexpr = S * S
     head, window, picture, place = _head(heads, windows)
     channels = heads * D
-    QKV, OUT = _first_rows(QKV, OUT, picture * height * width, head, channels, D)
+    QKV, OUT = first_rows(QKV, OUT, picture * height * width, head, channels, D)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows, inside = _places(queries, window, height, width, across, S)
     q = load(QKV + rows * 3 * channels, inside, D, D0, D1, False)
@@ -71,7 +65,7 @@ def forward(
         keys = first + tl.arange(0, BLOCK_N)
         at = _rows(QKV, PAD + head * D, keys, window, height, width, across, channels, S)
         one_hot = window_terms.one_hot(keys, S, R, terms.dtype)
-        s = tl.dot(terms, tl.trans(one_hot), input_precision=PRECISION)
+        s = dot(terms, tl.trans(one_hot), None, PRECISION)
         k = load(at + channels, keys < N, D, D0, D1, N % BLOCK_N == 0)
         s = scores(q, k, s, PRECISION)
         if MASK:
@@ -100,8 +94,8 @@ def backward_queries(
     N: tl.constexpr = S * S
     head, window, picture, place = _head(heads, windows)
     channels = heads * D
-    QKV, OUT = _first_rows(QKV, OUT, picture * height * width, head, channels, D)
-    D_QKV, D_OUT = _first_rows(D_QKV, D_OUT, picture * height * width, head, channels, D)
+    QKV, OUT = first_rows(QKV, OUT, picture * height * width, head, channels, D)
+    D_QKV, D_OUT = first_rows(D_QKV, D_OUT, picture * height * width, head, channels, D)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows, inside = _places(queries, window, height, width, across, S)
     q = load(QKV + rows * 3 * channels, inside, D, D0, D1, False)
@@ -119,20 +113,23 @@ def backward_queries(
         one_hot = window_terms.one_hot(keys, S, R, terms.dtype)
         k = load(key + channels, keys < N, D, D0, D1, N % BLOCK_N == 0)
         v = load(key + 2 * channels, keys < N, D, D0, D1, N % BLOCK_N == 0)
-        s = scores(q, k, tl.dot(terms, tl.trans(one_hot), input_precision=PRECISION), PRECISION)
+        s = scores(q, k, dot(terms, tl.trans(one_hot), None, PRECISION), PRECISION)
         p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
         if MASK:
             p = tl.where((keys < N)[None, :], p, 0.0)
         ds = (p * (scores(do, v, None, PRECISION) - delta[:, None])).to(terms.dtype)
-        d_terms = tl.dot(ds, one_hot, d_terms, input_precision=PRECISION)
+        d_terms = dot(ds, one_hot, d_terms, PRECISION)
         dq = add_product(dq, ds, k, PRECISION)
-    share = D_TABLES + ((place * tl.num_programs(0) + tl.program_id(0)) * T + tl.arange(0, T)) * D
-    dq, dt = window_terms.back(d_terms, queries // S, q, times(dq, scale), REL_H, 0, S, T, D, D0, D1, PRECISION)
-    store(share, tl.arange(0, T) < T, dt, 1.0, D, D0, D1)
-    share += tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * T * D
-    dq, dt = window_terms.back(d_terms, queries % S, q, dq, REL_W, S, S, T, D, D0, D1, PRECISION)
-    store(share, tl.arange(0, T) < T, dt, 1.0, D, D0, D1)
+    dh = window_terms.turn(d_terms, queries // S, 0, S, T).to(terms.dtype)
+    dw = window_terms.turn(d_terms, queries % S, S, S, T).to(terms.dtype)
+    dq = add_product(times(dq, scale), dh, window_terms.table(REL_H, S, T, D, D0, D1), PRECISION)
+    dq = add_product(dq, dw, window_terms.table(REL_W, S, T, D, D0, D1), PRECISION)
     store(D_QKV + rows * 3 * channels, inside, dq, 1.0, D, D0, D1)
+    share = D_TABLES + ((place * tl.num_programs(0) + tl.program_id(0)) * T + tl.arange(0, T)) * D
+    row_ok = tl.arange(0, T) < T
+    store(share, row_ok, add_product(zeros(T, D0, D1), tl.trans(dh), q, PRECISION), 1.0, D, D0, D1)
+    share += tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * T * D
+    store(share, row_ok, add_product(zeros(T, D0, D1), tl.trans(dw), q, PRECISION), 1.0, D, D0, D1)
 
 
 @triton.jit
@@ -152,8 +149,8 @@ def backward_keys(
     N: tl.constexpr = S * S
     head, window, picture, place = _head(heads, windows)
     channels = heads * D
-    QKV, D_OUT = _first_rows(QKV, D_OUT, picture * height * width, head, channels, D)
-    D_QKV, _ = _first_rows(D_QKV, D_OUT, picture * height * width, head, channels, D)
+    QKV, D_OUT = first_rows(QKV, D_OUT, picture * height * width, head, channels, D)
+    D_QKV, _ = first_rows(D_QKV, D_OUT, picture * height * width, head, channels, D)
     keys = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = _rows(QKV, PAD + head * D, keys, window, height, width, across, channels, S)
     k = load(at + channels, keys < N, D, D0, D1, False)
@@ -170,7 +167,7 @@ def backward_keys(
         terms = tl.load(TERMS + term, mask=(queries < N)[:, None], other=0.0)
         lse = tl.load(LSE + place * N + queries, mask=queries < N, other=float("inf"))
         delta = tl.load(DELTA + place * N + queries, mask=queries < N, other=0.0)
-        s = scores(k, q, tl.dot(one_hot, tl.trans(terms), input_precision=PRECISION), PRECISION)  # [BLOCK_N, BLOCK_M]
+        s = scores(k, q, dot(one_hot, tl.trans(terms), None, PRECISION), PRECISION)  # [BLOCK_N, BLOCK_M]
         p = tl.exp2(s * (scale * LOG2E) - lse[None, :])
         ds = p * (scores(v, do, None, PRECISION) - delta[None, :])
         dv = add_product(dv, p.to(q[0].dtype), do, PRECISION)

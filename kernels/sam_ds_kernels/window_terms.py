@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import add_product, load, scores
+from .tiles import load, scores
 
 
 @triton.jit
@@ -45,22 +45,11 @@ def one_hot(keys, S: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def back(
-    d_terms, place, q, dq, TABLE, FIRST: tl.constexpr, S: tl.constexpr, T: tl.constexpr,
-    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The gradient of TERMS [tokens, R] to those of q, added to the tile dq, and of one table, a tile [T, D].
+def turn(d_terms, place, FIRST: tl.constexpr, S: tl.constexpr, T: tl.constexpr):
+    """The gradient of TERMS [tokens, R] to that of their products with all rows of one table, [tokens, T].
 
     ``place`` is the tokens' row or column in the window, FIRST the table's first column in TERMS.
     """
     key = place[:, None] + (S - 1) - tl.arange(0, T)[None, :]
     found = tl.gather(d_terms, tl.minimum(tl.maximum(key, 0), S - 1) + FIRST, 1)
-    dg = tl.where((key >= 0) & (key < S), found, 0.0).to(q[0].dtype)  # [tokens, T]
-    dq = add_product(dq, dg, table(TABLE, S, T, D, D0, D1), PRECISION)
-    if D1 > 0:
-        return dq, (
-            tl.dot(tl.trans(dg), q[0], input_precision=PRECISION),
-            tl.dot(tl.trans(dg), q[1], input_precision=PRECISION),
-        )
-    else:
-        return dq, (tl.dot(tl.trans(dg), q[0], input_precision=PRECISION),)
+    return tl.where((key >= 0) & (key < S), found, 0.0)

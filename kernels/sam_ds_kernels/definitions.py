@@ -1,4 +1,4 @@
-"""What the kernels must give, in float64 and by the definitions."""
+"""What the kernels must give, by the definitions, in plain torch and whatever type the inputs have."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     batch, height, width, _, heads, head_dim = qkv.shape
     q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).reshape(3, batch, heads, height * width, head_dim).unbind(0)
     places = q.view(batch, heads, height, width, head_dim)
-    h = torch.einsum("bnyxd,ykd->bnyxk", places, rel_h[_offset(height)])
-    w = torch.einsum("bnyxd,xkd->bnyxk", places, rel_w[_offset(width)])
+    h = torch.einsum("bnyxd,ykd->bnyxk", places, rel_h[_offset(height, q.device)])
+    w = torch.einsum("bnyxd,xkd->bnyxk", places, rel_w[_offset(width, q.device)])
     scores = (q @ k.transpose(2, 3) * head_dim**-0.5).view(*h.shape[:4], height, width)
     scores = (scores + h[..., :, None] + w[..., None, :]).view(batch, heads, height * width, -1)
     return (scores.softmax(-1) @ v).view_as(places).permute(0, 2, 3, 1, 4)
@@ -33,9 +33,10 @@ def windowed(qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Tensor, window: int
     return out[:, :height, :width]
 
 
-def _offset(size: int) -> Tensor:
+def _offset(size: int, device: torch.device) -> Tensor:
     """[size, size]: the row of a table, by query and key."""
-    return torch.arange(size)[:, None] - torch.arange(size) + size - 1
+    places = torch.arange(size, device=device)
+    return places[:, None] - places + size - 1
 
 
 def mask_loss(
@@ -44,8 +45,8 @@ def mask_loss(
     """Focal, dice and IoU [O, C] of logits [O, C, h, w] on the grid of truth [O, H, W]."""
     height, width = truth.shape[1:]
     x = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-    rows = torch.arange(height) < valid[:, :1]
-    columns = torch.arange(width) < valid[:, 1:]
+    rows = torch.arange(height, device=x.device) < valid[:, :1]
+    columns = torch.arange(width, device=x.device) < valid[:, 1:]
     inside = (rows[:, :, None] & columns[:, None])[:, None].to(x.dtype)
     t = truth[:, None].to(x.dtype) * inside
     p = x.sigmoid()
