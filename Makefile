@@ -6,6 +6,7 @@
 #   make gpu
 #   make lint
 #   make bench
+#   make report
 #   make clean
 #
 # PYTHON=python3.11 takes another Python, PIP_ARGS="…" goes to pip (an index with CPU builds of torch, say).
@@ -46,7 +47,7 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
 UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
-.PHONY: help train test kernels gpu lint bench clean
+.PHONY: help train test kernels gpu lint bench report clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -85,8 +86,12 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	for file in benchmarks/bench_*.py; do $(WITH_PATH) python $$file; done
 
+# Charts and a page of what stands in benchmarks/results.
+report: $(VENV)/.installed
+	$(BIN)/python benchmarks/report.py
+
 clean:
-	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache build benchmarks/report *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(SYNTHETIC).complete: sam_ds/data/synthetic.py sam_ds/data/scenes.py | $(VENV)/.installed

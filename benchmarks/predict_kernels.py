@@ -5,7 +5,7 @@ warp's 32 lanes in so many cycles. The instructions that a program executes (its
 are walked) fill these units for a time:
 
   overlapped_us   the slowest unit's time, or that of the memory if it is longer: all others hide behind it
-  in_turn_us      the sum over units: nothing hides
+  in_turn_us      the sum over units: nothing hides (the start of an instruction, no unit's time, left out)
 
 Waiting for memory, barriers and caches is in neither; programs are shared out evenly, and the last round counts whole.
 The floor is what no kernel of this kind can beat: its products at the datasheet's peak, or each tensor moved once.
@@ -61,6 +61,7 @@ def predict(launch: Launch, head_dim: int, gpu: Gpu) -> dict[str, object]:
     memory = 1e6 * needed.floor_bytes / gpu.bandwidth
     floor = max(1e6 * needed.floor_flops / gpu.flops, memory)
     overlapped = max(cycles[unit] * microseconds, memory)
+    in_turn = max((cycles.total() - cycles["issue"]) * microseconds, overlapped)
     return {
         "gpu": gpu.name,
         "kernel": name(launch),
@@ -69,7 +70,7 @@ def predict(launch: Launch, head_dim: int, gpu: Gpu) -> dict[str, object]:
         "warps_at_once": resident * warps,  # of 64
         "floor_us": round(floor, 1),
         "overlapped_us": round(overlapped, 1),
-        "in_turn_us": round(max(sum(cycles.values()) * microseconds, memory), 1),
+        "in_turn_us": round(in_turn, 1),
         "of_floor": round(floor / overlapped, 2),
         "slowest_unit": unit if cycles[unit] * microseconds > memory else "device memory",
     }

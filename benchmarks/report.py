@@ -67,16 +67,16 @@ def groups(rows: Iterable[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
 def bars(title: str, labels: Sequence[str], series: dict[str, Sequence[float]], unit: str, log: bool = False) -> Figure:
     """Groups of horizontal bars, a group a label and a bar a series; NaN leaves one out."""
     thick = 0.8 / len(series)
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(labels) * max(1, len(series)) ** 0.7), layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.17 * len(labels) * (len(series) + 0.6)), layout="constrained")
     axes = figure.subplots()
     for place, (name, values) in enumerate(series.items()):
         at = [index + thick * (place - (len(series) - 1) / 2) for index in range(len(labels))]
         drawn = axes.barh(at, values, thick, label=name)
-        axes.bar_label(drawn, ["" if math.isnan(x) else f"{x:.3g}" for x in values], padding=2, fontsize="x-small")
+        axes.bar_label(drawn, ["" if math.isnan(x) else f"{x:,.{0 if x >= 100 else 1}f}" for x in values], padding=2, fontsize="x-small")
     axes.set_yticks(range(len(labels)), labels, fontsize="small")
     axes.invert_yaxis()
     axes.set(title=title, xlabel=unit, xscale="log" if log else "linear")
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     if len(series) > 1:
         axes.legend(fontsize="small")
     return figure

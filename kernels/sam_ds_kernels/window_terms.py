@@ -41,7 +41,8 @@ def one_hot(keys, S: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr):
     term = tl.arange(0, R)[None, :]
     key = keys[:, None]
     hit = (term == key // S) | (term == S + key % S)
-    return tl.where(key < S * S, hit, term == 2 * S).to(DTYPE)
+    # By way of float32: the interpreter makes the bits 1 of a true bfloat16.
+    return tl.where(key < S * S, hit, term == 2 * S).to(tl.float32).to(DTYPE)
 
 
 @triton.jit
