@@ -26,38 +26,27 @@ def make(objects: int, masks: int, height: int, width: int, factor: int) -> tupl
     return logits, truth, valid.repeat(-(-objects // 3), 1)[:objects].to(torch.int32)
 
 
-def check(
-    logits: Tensor, truth: Tensor, valid: Tensor, alpha: float, gamma: float, device: str,
-    dtype: torch.dtype = torch.float32,
-) -> None:  # fmt: skip
-    logits = logits.to(dtype).double()
+def check(logits: Tensor, truth: Tensor, valid: Tensor, alpha: float, gamma: float, device: str) -> None:
     exact = logits.clone().requires_grad_()
     focal, dice, iou = definitions.mask_loss(exact, truth, valid, alpha, gamma)
     weights = torch.randn(2, *focal.shape, dtype=torch.float64)
     (expected_grad,) = torch.autograd.grad((focal * weights[0] + dice * weights[1]).sum(), exact)
     runs = []
     for _ in range(2):
-        given = logits.to(device, dtype).requires_grad_()
+        given = logits.float().to(device).requires_grad_()
         out = mask_loss(given, truth.to(device), valid.to(device), alpha, gamma)
         total = (out[0] * weights[0].to(out[0]) + out[1] * weights[1].to(out[1])).sum()
         runs.append([*out, *torch.autograd.grad(total, given)])
     for result, again in zip(*runs, strict=True):
         assert torch.equal(result, again), "two runs differ"
     for result, right in zip(runs[0], (focal, dice, iou, expected_grad), strict=True):
-        # Sums of up to a million terms, each rounded to float32, in an order of their own; 16-bit gradients, rounded
-        # once, at the end.
-        step = max(2e-6, torch.finfo(result.dtype).eps)
-        assert_close(result.double().cpu(), right, rtol=1e-4, atol=step * float(right.detach().abs().max()) + 1e-9)
+        # Sums of up to a million terms, each rounded to float32, in an order of their own.
+        assert_close(result.double().cpu(), right, rtol=1e-4, atol=2e-6 * float(right.detach().abs().max()) + 1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients(shape: tuple[int, ...], device: str) -> None:
     check(*make(*shape), 0.25, 2.0, device)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_logits_of_16_bits(dtype: torch.dtype, device: str) -> None:
-    check(*make(2, 1, 6, 5, 4), 0.25, 2.0, device, dtype)
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(-1.0, 1.5), (0.8, 0.0)])
@@ -86,7 +75,7 @@ def test_nothing_valid_costs_nothing(device: str) -> None:
     assert not torch.autograd.grad((focal + dice).sum(), given)[0].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_logits(dtype: torch.dtype, device: str) -> None:
     """They are read as they are and computed with in float32."""
     logits, truth, valid = make(1, 2, 3, 4, 4)

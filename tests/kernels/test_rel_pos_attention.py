@@ -93,11 +93,15 @@ def test_windows(
 @pytest.mark.parametrize("window", [0, 3])
 def test_equal_to_the_other_implementations(window: int, device: str) -> None:
     """The oracle that does not share the formula's code: plain attention on augmented vectors."""
-    qkv, pad, rel_h, rel_w = (
-        x.float().to(device) for x in make((5, 7), 2, 16, (window or 5, window or 7), torch.float32)
-    )
-    ours, oracle = (rel_pos_attention(qkv, rel_h, rel_w, pad, window, name) for name in ("triton", "sdpa"))
-    assert_close(ours, oracle, rtol=1e-5, atol=1e-5)
+    spans = (window or 5, window or 7)
+    results = []
+    for name in ("triton", "sdpa"):
+        inputs = [x.float().to(device).requires_grad_() for x in make((5, 7), 2, 16, spans, torch.float32)]
+        qkv, pad, rel_h, rel_w = inputs
+        out = rel_pos_attention(qkv, rel_h, rel_w, pad, window, name)
+        grads = torch.autograd.grad(out.square().sum(), inputs if window else [qkv, rel_h, rel_w])
+        results.append([out, *(x / x.abs().max() for x in grads)])
+    assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 30.0])
