@@ -59,3 +59,9 @@ def check_device(name: str, x: Tensor) -> None:
 def check_contiguous(name: str, x: Tensor) -> None:
     if not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous, not of strides {list(x.stride())} at shape {list(x.shape)}")
+
+
+def check_aligned(name: str, x: Tensor) -> None:
+    """Raise ValueError unless ``x`` begins where a load of 16 bytes may."""
+    if x.data_ptr() % 16:
+        raise ValueError(f"{name} must begin at a multiple of 16 bytes, not at {x.data_ptr() % 16} beyond: clone it")

@@ -27,7 +27,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import check_attention, check_contiguous, check_like
+from .checks import check_aligned, check_attention, check_contiguous, check_like
 from .configs import config_for, float_precision, split_head_dim
 from .launch import launch
 from .window_kernels import backward_keys, backward_queries, forward
@@ -65,6 +65,8 @@ def _launch_arguments(qkv: Tensor, window: int, kernel: str) -> dict[str, object
 
 
 def run_forward(qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    check_aligned("qkv", qkv)
+    check_aligned("pad", pad)
     arguments = _launch_arguments(qkv, window, "rel_pos_attention_window_forward")
     out, lse = _empty_answer(qkv, window)
     grid = (triton.cdiv(window**2, arguments["BLOCK_M"]), lse.numel() // window**2)

@@ -33,9 +33,9 @@ def _places(tokens, window, height, width, across, S: tl.constexpr):
 
 @triton.jit
 def _rows(QKV, PAD, tokens, window, height, width, across, channels, S: tl.constexpr):
-    """Where the q of a window's tokens begin: in the picture, or in PAD."""
+    """Where the q of a window's tokens begin, in the picture or in PAD: at multiples of 16 bytes, either way."""
     rows, inside = _places(tokens, window, height, width, across, S)
-    return tl.where(inside, QKV + rows * 3 * channels, PAD)
+    return tl.multiple_of(tl.where(inside, QKV + rows * 3 * channels, PAD), 16)
 
 
 @triton.jit
@@ -113,10 +113,8 @@ def backward_queries(
         one_hot = window_terms.one_hot(keys, S, R, terms.dtype)
         k = load(key + channels, keys < N, D, D0, D1, N % BLOCK_N == 0)
         v = load(key + 2 * channels, keys < N, D, D0, D1, N % BLOCK_N == 0)
-        s = scores(q, k, dot(terms, tl.trans(one_hot), None, PRECISION), PRECISION)
-        p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
-        if MASK:
-            p = tl.where((keys < N)[None, :], p, 0.0)
+        s = scores(q, k, dot(terms, tl.trans(one_hot), None, PRECISION), PRECISION) * (scale * LOG2E) - lse[:, None]
+        p = tl.where((keys < N)[None, :], tl.exp2(s), 0.0) if MASK else tl.exp2(s)
         ds = (p * (scores(do, v, None, PRECISION) - delta[:, None])).to(terms.dtype)
         d_terms = dot(ds, one_hot, d_terms, PRECISION)
         dq = add_product(dq, ds, k, PRECISION)
@@ -125,11 +123,21 @@ def backward_queries(
     dq = add_product(times(dq, scale), dh, window_terms.table(REL_H, S, T, D, D0, D1), PRECISION)
     dq = add_product(dq, dw, window_terms.table(REL_W, S, T, D, D0, D1), PRECISION)
     store(D_QKV + rows * 3 * channels, inside, dq, 1.0, D, D0, D1)
-    share = D_TABLES + ((place * tl.num_programs(0) + tl.program_id(0)) * T + tl.arange(0, T)) * D
-    row_ok = tl.arange(0, T) < T
-    store(share, row_ok, add_product(zeros(T, D0, D1), tl.trans(dh), q, PRECISION), 1.0, D, D0, D1)
-    share += tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * T * D
-    store(share, row_ok, add_product(zeros(T, D0, D1), tl.trans(dw), q, PRECISION), 1.0, D, D0, D1)
+    q = load(QKV + rows * 3 * channels, inside, D, D0, D1, False)  # again: the loop is short of registers
+    _store_table_gradient(D_TABLES, 0, place, dh, q, T, D, D0, D1, PRECISION)
+    _store_table_gradient(D_TABLES, 1, place, dw, q, T, D, D0, D1, PRECISION)
+
+
+@triton.jit
+def _store_table_gradient(
+    D_TABLES, WHICH: tl.constexpr, place, dg, q,
+    T: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dg^T q, a tile [T, D]: dg [tokens, T] is the gradient of the products of q with one of the two tables."""
+    tile = (WHICH * tl.num_programs(1).to(tl.int64) + place) * tl.num_programs(0) + tl.program_id(0)
+    rows = tl.arange(0, T)
+    pointers = D_TABLES + (tile * T + rows) * D
+    store(pointers, rows < T, add_product(zeros(T, D0, D1), tl.trans(dg), q, PRECISION), 1.0, D, D0, D1)
 
 
 @triton.jit

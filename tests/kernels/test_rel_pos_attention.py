@@ -147,6 +147,9 @@ def test_bad_input_is_named(device: str) -> None:
         rel_pos_attention_window(qkv, pad, rel_h, rel_w, 33)
     with pytest.raises(ValueError, match=r"pad must be \[3, 2, 16\]"):
         rel_pos_attention_window(qkv, pad[:2], rel_h, rel_h, 4)
+    shifted = torch.zeros(1 + pad.numel(), device=device)[1:].view_as(pad)
+    with pytest.raises(ValueError, match="pad must begin at a multiple of 16 bytes, not at 4 beyond"):
+        rel_pos_attention_window(qkv, shifted, rel_h, rel_h, 4)
 
 
 @pytest.mark.parametrize("window", [0, 3])
