@@ -25,7 +25,8 @@ class Work:
 
 def name(launch: Launch) -> str:
     """ "global_forward": the file and the function."""
-    return f"{launch.kernel.__module__.rpartition('.')[2].removesuffix('_kernels')}_{launch.kernel.__name__}"
+    function = launch.kernel.fn
+    return f"{function.__module__.rpartition('.')[2].removesuffix('_kernels')}_{function.__name__}"
 
 
 def work(launch: Launch) -> Work:

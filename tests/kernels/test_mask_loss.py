@@ -85,7 +85,8 @@ def test_16_bit_logits(dtype: torch.dtype, device: str) -> None:
     assert_close(losses[0], losses[1], rtol=0, atol=0)
     grads = [torch.autograd.grad((x[0] + x[1]).sum(), y)[0] for x, y in zip(losses, (given, wide), strict=True)]
     assert grads[0].dtype == dtype
-    assert_close(grads[0], grads[1].to(dtype), rtol=0, atol=0)
+    step = 0 if GPU or dtype == torch.float16 else torch.finfo(dtype).eps  # the interpreter cuts bfloat16 off
+    assert_close(grads[0], grads[1].to(dtype), rtol=step, atol=0)
 
 
 def test_no_objects(device: str) -> None:
