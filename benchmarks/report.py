@@ -72,12 +72,7 @@ def bars(title: str, labels: Sequence[str], series: dict[str, Sequence[float]], 
     for place, (name, values) in enumerate(series.items()):
         at = [index + thick * (place - (len(series) - 1) / 2) for index in range(len(labels))]
         drawn = axes.barh(at, values, thick, label=name)
-        axes.bar_label(
-            drawn,
-            ["" if math.isnan(x) else f"{x:,.{0 if x >= 100 else 1}f}" for x in values],
-            padding=2,
-            fontsize="x-small",
-        )
+        axes.bar_label(drawn, [text(x) for x in values], padding=2, fontsize="x-small")
     axes.set_yticks(range(len(labels)), labels, fontsize="small")
     axes.invert_yaxis()
     axes.set(title=title, xlabel=unit, xscale="log" if log else "linear")
@@ -85,6 +80,10 @@ def bars(title: str, labels: Sequence[str], series: dict[str, Sequence[float]], 
     if len(series) > 1:
         axes.legend(fontsize="small")
     return figure
+
+
+def text(x: float) -> str:
+    return "" if math.isnan(x) else f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
 
 
 def column(rows: Iterable[Row], name: str) -> list[float]:

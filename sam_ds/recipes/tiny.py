@@ -22,8 +22,8 @@ def tiny() -> Recipe:
 
     make train
 
-    Hardware: two CPU cores. Measured on drawn scenes: 4.7 minutes, mIoU 52.1 % after 1 click and 65.9 % after 8, where a
-    disc at the click has 38.9 and 34.3 (benchmarks/results/learning.csv). All numbers are this project's.
+    Hardware: two CPU cores. Measured on drawn scenes: 4.7 minutes, mIoU 52.1 % after 1 click and 65.9 % after 8, where
+    a disc at the click has 38.9 and 34.3 (benchmarks/results/learning.csv). All numbers are this project's.
 
     SAM's own recipe starts from an encoder pre-trained for thousands of GPU hours and sees millions of objects. From
     random weights, in minutes, it stays where it starts: predicting nothing is a strong first optimum. So, other
