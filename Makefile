@@ -74,8 +74,8 @@ kernels: $(VENV)/.installed-dev $(if $(TRITON),$(OTHER_TRITON))
 
 # On a machine with CUDA, with PYTHON's own torch, triton and pytest: nothing is installed, DeepSpeed is not needed.
 gpu:
-	PYTHONPATH=.:kernels $(PYTHON) -m pytest tests/kernels $(ARGS)
-	for name in rel_pos_attention mask_loss rasterize train_step; do \
+	unset OMP_NUM_THREADS GLIBC_TUNABLES; PYTHONPATH=.:kernels $(PYTHON) -m pytest tests/kernels $(ARGS)
+	unset OMP_NUM_THREADS GLIBC_TUNABLES; for name in rel_pos_attention mask_loss rasterize train_step; do \
 		PYTHONPATH=.:kernels $(PYTHON) benchmarks/bench_$$name.py; done
 
 lint: $(VENV)/.installed-dev

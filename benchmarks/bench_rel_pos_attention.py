@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,12 +52,11 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave FlexAttention out")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/kernels.csv")
     args = parser.parse_args()
-    rows = []
     for head_dim in args.head_dim:
         for window in (0, 14):
-            rows += measure_case(args, head_dim, window)
-    if not args.no_save:
-        append_rows(RESULTS / "kernels.csv", rows)
+            rows = measure_case(args, head_dim, window)
+            if not args.no_save:
+                append_rows(RESULTS / "kernels.csv", rows)
 
 
 def measure_case(args: argparse.Namespace, head_dim: int, window: int) -> list[dict[str, object]]:
@@ -101,11 +101,10 @@ def providers(window: int, no_compile: bool) -> dict[str, Callable[..., Tensor]]
 
     def attention(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, pad: Tensor | None = None) -> Tensor:
-            unused = 0.0 * (rel_h.sum() + rel_w.sum())  # by whoever leaves the bias out
             if pad is None:
-                return attend_grids(attend, qkv, rel_h, rel_w) + unused
+                return attend(qkv, rel_h, rel_w)
             windows, rows, columns = split_windows(qkv, pad, window)
-            return join_windows(attend_grids(attend, windows, rel_h, rel_w), rows, columns, *qkv.shape[1:3]) + unused
+            return join_windows(attend(windows, rel_h, rel_w), rows, columns, *qkv.shape[1:3])
 
         return run
 
@@ -113,12 +112,12 @@ def providers(window: int, no_compile: bool) -> dict[str, Callable[..., Tensor]]
         "triton": op("triton"),
         "eager": op("reference"),
         "eager autocast": autocast,
-        "sdpa dense": attention(dense),
+        "sdpa dense": attention(partial(attend_grids, dense)),
         "sdpa augmented": op("sdpa"),
         "no bias": attention(no_bias),
     }
     if not no_compile:
-        chosen["flex"] = attention(torch.compile(flex, dynamic=False))
+        chosen["flex"] = attention(partial(attend_grids, torch.compile(flex, dynamic=False)))
     return chosen
 
 
@@ -127,8 +126,10 @@ def dense(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def no_bias(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
+def no_bias(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    batch, height, width, _, heads, head_dim = qkv.shape
+    q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).reshape(3, batch, heads, height * width, head_dim).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height, width, heads, head_dim)
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:

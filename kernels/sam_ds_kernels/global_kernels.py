@@ -93,6 +93,8 @@ def backward_queries(
         w = tl.load(TERMS + at, mask=at_ok, other=0.0).to(tl.float32) - lse[:, None]
         w = tl.where(ok[None, :], w, -float("inf"))
         dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if first > 0:
+            tl.debug_barrier()  # other warps may have stored what _add_row loads
         for row in range(height):
             keys = QKV + (row * WIDTH + columns) * 3 * channels + channels
             k = load(keys, ok, D, D0, D1, WIDTH % BLOCK_N == 0)

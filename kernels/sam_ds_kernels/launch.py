@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,11 @@ class Launch:
     tensors: tuple[torch.Tensor, ...]  # in the order of the kernel's first arguments
     arguments: dict[str, Any]  # the others, and num_warps and num_stages
 
-    def start(self) -> None:
-        self.kernel[self.grid](*self.tensors, **self.arguments)
+    def start(self) -> Any:
+        """On the tensors' device, which Triton takes to be the current one. Returns what Triton compiled."""
+        device = self.tensors[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self.kernel[self.grid](*self.tensors, **self.arguments)
 
 
 _recorded: list[Launch] | None = None

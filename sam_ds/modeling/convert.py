@@ -7,8 +7,6 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sam_ds.config.errors import UserError
@@ -22,6 +20,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, unreadable, of another format, or not a flat state dict.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # here: training without files needs no safetensors
+
     path = _checked_suffix(path)
     if not path.is_file():
         raise UserError(f"there are no weights at {path}")
@@ -60,6 +61,9 @@ def save_weights(state_dict: dict[str, Tensor], path: str | Path) -> None:
     Raises:
         UserError: another suffix, or the file cannot be written.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     path = _checked_suffix(path)
     # One contiguous copy each: safetensors refuses shared memory, and a view would save its whole storage.
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}

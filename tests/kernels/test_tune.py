@@ -22,8 +22,9 @@ def test_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tune.main()
     table, shipped = json.loads(output.read_text()), configs.load("sm80")
     assert set(table) == set(shipped)
-    assert table["mask_loss_forward"]["16"] in [{"rows": 4, "num_warps": 1}, {"rows": 4, "num_warps": 2}]
-    assert table["rel_pos_attention_window_backward_keys"]["16"]["block_m"] == 32
+    tried = [{"rows": rows, "num_warps": warps} for rows, warps in ((16, 1), (4, 1), (4, 2))]
+    assert table["mask_loss_forward"]["16"] in tried
+    assert table["rel_pos_attention_window_backward_keys"]["16"]["block_m"] in (16, 64)
     assert table["rel_pos_attention_global_forward"] == shipped["rel_pos_attention_global_forward"]
     assert list(map(int, table["mask_loss_forward"])) == [16, 64, 128, 256, 1024]
 
@@ -31,10 +32,22 @@ def test_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_wrong_numbers_are_never_the_fastest() -> None:
     op = tune.mask_loss_op(8)
     wrong = dataclasses.replace(op, definition=lambda x: tuple(1.5 * y for y in op.definition(x)))
-    results = list(tune.tune(wrong, limit=1))
+    results = list(tune.tune(wrong, limit=0))
     assert [kernel for kernel, *_ in results] == list(op.kernels)
     for _, _, ms, why in results:
-        assert ms is None and why.startswith("wrong: largest error 0.3")
+        assert ms is None and why.startswith("wrong: error 0.3")
+
+
+def test_a_gradient_that_is_not_a_number_is_wrong() -> None:
+    op = tune.attention_op(4, 16)
+    poisoned = dataclasses.replace(op, run=lambda *x: (_spoilt(op.run(*x)[0], x[-1]),))
+    for _, _, ms, why in tune.tune(poisoned, limit=0):
+        assert ms is None and why == "wrong: error nan of the largest value"
+
+
+def _spoilt(out: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The same values, and a last gradient of NaN."""
+    return out + (table.sum() - table.sum().detach()).abs().sqrt()
 
 
 def test_candidates_run_and_are_forgotten(device: str) -> None:
