@@ -70,7 +70,8 @@ kernels: $(VENV)/.installed-dev $(if $(TRITON),$(OTHER_TRITON))
 	PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)) $(BIN)/python -m sam_ds_kernels.static
 
 .cache/triton-%: | $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $@ triton==$*
+	@# The interpreter of Triton 3.6 takes arrays of one element for numbers, which newer versions of NumPy refuse.
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $@ triton==$* 'numpy<2.4'
 
 # On a machine with CUDA, with PYTHON's own torch, triton and pytest: nothing is installed, DeepSpeed is not needed.
 gpu:
