@@ -8,11 +8,6 @@ from typing import Any
 
 from sam_ds.config.errors import UserError
 
-# Names inside a checkpoint. They are written by sam_ds.engine.checkpoint, which cannot be imported without DeepSpeed;
-# a machine that only exports or predicts needs none.
-WEIGHTS = "weights.safetensors"  # the full weights in fp32
-MANIFEST = "complete.json"  # written last: a folder without it is not a whole checkpoint
-
 _EXAMPLE = """examples:
   sam-ds export runs/tiny -o tiny.pth
   sam-ds export runs/sam_vit_h/checkpoints/step_00090000 -o sam_vit_h.safetensors
@@ -46,13 +41,14 @@ def find_weights(source: Path) -> Path:
     """The weights file of a checkpoint, or of the last whole checkpoint of a run folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is not what was written.
     """
+    from sam_ds.storage import checkpoints
+
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; give a run folder or one of its checkpoints")
-    if (source / MANIFEST).is_file():
-        return source / WEIGHTS
-    found = sorted((source / "checkpoints").glob(f"step_*/{MANIFEST}"))
-    if not found:
-        raise UserError(f"{source}: no whole checkpoint in it; has the training saved one yet?")
-    return found[-1].parent / WEIGHTS
+    folder = checkpoints.resolve(source)
+    known = checkpoints.read_manifest(folder).files
+    if wrong := checkpoints.damaged(folder, {checkpoints.WEIGHTS: known[checkpoints.WEIGHTS]}):
+        raise UserError(f"{wrong[0]}: name another checkpoint, such as one of {folder.parent}")
+    return folder / checkpoints.WEIGHTS

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sam_ds.cli.export import MANIFEST, find_weights
+from sam_ds.cli.export import find_weights
 from sam_ds.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
 
     if source.is_dir():
         weights = find_weights(source)
-        found = _recipe_of(weights.parent / MANIFEST)
+        found = _recipe_of(weights.parent)
     elif not source.exists():
         raise UserError(f"there is nothing at {source}: give a run folder, a checkpoint or a file of weights")
     elif recipe:
@@ -63,15 +62,12 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
     return Loaded(model, found, weights)
 
 
-def _recipe_of(manifest: Path) -> Recipe:
+def _recipe_of(checkpoint: Path) -> Recipe:
     """The recipe a checkpoint was trained with."""
     from sam_ds.config import recipe_file
+    from sam_ds.storage import checkpoints
 
-    try:
-        values = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{manifest} cannot be read ({error}); give another checkpoint, or its weights file") from None
-    return recipe_file.from_dict(values, str(manifest))
+    return recipe_file.from_dict(checkpoints.read_manifest(checkpoint).recipe, str(checkpoint / checkpoints.MANIFEST))
 
 
 def choose_device(name: str) -> torch.device:

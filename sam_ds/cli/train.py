@@ -81,16 +81,21 @@ def run(args: argparse.Namespace) -> int:
     if recipe.optim.frozen_encoder_steps and not recipe.model.init and main_rank:
         logging.warning("the encoder starts frozen and random: model.init names no weights to start from")
     from sam_ds.engine import distributed
+    from sam_ds.engine.preemption import Preempted, stop
     from sam_ds.training.loop import train
     from sam_ds.training.run import open_run
 
     output = Path(args.output or f"runs/{recipe.name}")
+    stop.listen()
     try:
         training = open_run(recipe, config, args.data, args.val, output, args.resume)
         finished = False
         try:
             train(training)
             finished = True
+        except Preempted as stopped:
+            finished = True
+            training.progress.say(f"{stopped}: the same command goes on from there")
         finally:
             training.close(failed=not finished)
         training.progress.say(f"all of it is in {output}")

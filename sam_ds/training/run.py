@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
+from sam_ds.storage import checkpoints
 from sam_ds.tracking.environment import environment
 from sam_ds.tracking.tracker import Tracker, open_tracker
 from sam_ds.training import tasks
@@ -49,13 +51,16 @@ class Run:
         return score
 
     def save(self, state: TrainState, score: float | None) -> None:
-        """Write a checkpoint and delete those that are not to be kept. Collective."""
-        path = checkpoint.save(self.engine, self.folder.checkpoints, state.step, score, state.progress())
-        if distributed.is_main():
-            train = self.recipe.train
-            checkpoint.prune(self.folder.checkpoints, train.keep_last, train.keep_best)
-        self.progress.say(f"saved {path}")
-        distributed.barrier()
+        """Write a checkpoint and delete those that are not to be kept; where none can be written, go on. Collective."""
+        try:
+            path = checkpoint.save(self.engine, self.folder.checkpoints, state.step, score, state.progress())
+        except checkpoint.SaveError as error:
+            self.progress.say(f"NOT SAVED at step {state.step}, training goes on: {error}")
+        else:
+            if distributed.is_main():
+                train = self.recipe.train
+                checkpoints.prune(self.folder.checkpoints, train.keep_last, train.keep_best)
+            self.progress.say(f"saved {path}")
         self.meter.restart()
 
     def close(self, failed: bool = False) -> None:
@@ -75,13 +80,13 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
     distributed.init()
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
-    source = distributed.on_main(lambda: _open_folder(folder, resume))
+    sources = distributed.on_main(lambda: _open_folder(folder, resume))
     distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
     if not distributed.is_main():
         kit.open_data(data, val)  # … and the others find it
     loader = kit.train_loader(recipe, config, folder.quarantine)
     engine = Engine(kit.build, recipe, config)
-    state, notes = _restore(engine, source, distributed.on_main(kit.fingerprint))
+    state, source, notes = _restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
     tracker = _start_folder(folder, engine, source, state)
     progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
     for note in notes:
@@ -100,28 +105,58 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
     )
 
 
-def _open_folder(folder: RunFolder, resume: str) -> Path | None:
+def _open_folder(folder: RunFolder, resume: str) -> list[Path]:
     make_writable(folder.path)
-    return folder.checkpoint_for(resume)
+    return folder.checkpoints_for(resume)
 
 
-def _restore(engine: Engine, source: Path | None, data: str) -> tuple[TrainState, list[str]]:
-    """The state to go on from, and what its user should know of it. ``data``: the fingerprint of the pictures."""
-    if source is None:
-        return TrainState(data=data), []
-    manifest = checkpoint.load(engine, source)
+def _restore(
+    engine: Engine, folder: RunFolder, sources: list[Path], data: str
+) -> tuple[TrainState, Path | None, list[str]]:
+    """The state to go on from, the checkpoint that had it, and what the user should know of it.
+
+    A damaged checkpoint of this run is set aside, and the one before it taken.
+
+    Args:
+        sources: the checkpoints to try, in order.
+        data: the fingerprint of the pictures.
+    """
+    notes: list[str] = []
+    for source in sources:
+        try:
+            manifest = checkpoint.load(engine, source)
+        except checkpoint.DamagedError as error:
+            if not folder.owns(source) or source == sources[-1]:
+                raise
+            notes.append(f"damaged, set aside: {error}")
+            distributed.on_main(partial(checkpoints.set_aside, source))
+            continue
+        return _state_of(engine, source, manifest, data), source, [*notes, *_notes_of(engine, source, manifest)]
+    return TrainState(data=data), None, notes
+
+
+def _state_of(engine: Engine, source: Path, manifest: checkpoints.Manifest, data: str) -> TrainState:
     if manifest.progress.get("data", data) != data:
         raise UserError(
             f"{source} comes from a training on other pictures, or more or fewer of them: give its --data and --val, "
             "or choose another --output and start from its weights with model.init"
         )
+    return TrainState(**{**manifest.progress, "data": data, "step": manifest.step})
+
+
+def _notes_of(engine: Engine, source: Path, manifest: checkpoints.Manifest) -> list[str]:
     steps, notes = engine.recipe.train.steps, [f"going on from {source}"]
     changed = changed_settings(manifest.recipe, engine.recipe)
     if changed:
         notes.append(f"other settings than before step {manifest.step}: {changed}")
+    saved = manifest.world_size, manifest.zero_stage, manifest.precision
+    own = distributed.world_size(), engine.config.zero_stage, engine.config.precision
+    if saved != own:
+        before, now = (f"{ranks} ranks, ZeRO-{stage}, {precision}" for ranks, stage, precision in (saved, own))
+        notes.append(f"saved by {before}, now {now}: the same pictures in the same order, rounded another way")
     if manifest.step >= steps:
         notes.append(f"already trained to step {manifest.step} of {steps}: set train.steps higher to go on")
-    return TrainState(**{**manifest.progress, "data": data, "step": manifest.step}), notes
+    return notes
 
 
 def changed_settings(saved: dict[str, Any], recipe: Recipe) -> str:

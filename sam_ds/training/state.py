@@ -12,7 +12,7 @@ from typing import Any
 from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import Recipe
-from sam_ds.engine import checkpoint
+from sam_ds.storage import checkpoints
 from sam_ds.tracking import journal
 
 # What a training reports into, and what must not be taken for a report of another one.
@@ -91,31 +91,34 @@ class RunFolder:
     def add_evaluation(self, title: str, metrics: dict[str, float]) -> None:
         self._write("evaluations.json", self.evaluations() | {title: metrics})
 
-    def checkpoint_for(self, resume: str) -> Path | None:
-        """The checkpoint to go on from: of ``auto`` the newest here, of ``never`` none, else that of the path.
+    def checkpoints_for(self, resume: str) -> list[Path]:
+        """The checkpoints to try, in order: those here, newest first (auto), none (never), or the one of a path.
+
+        What a killed save has left is put right first.
 
         Raises:
             UserError: ``never``, but the folder holds a training already; the path leads to no checkpoint, or the
                 folder holds later ones, which would count as this training's newest.
         """
-        found = checkpoint.find(self.checkpoints)
+        checkpoints.recover(self.checkpoints)
+        found = checkpoints.find(self.checkpoints)
         if resume == "auto":
-            return found[-1] if found else None
+            return found[::-1]
         last = int(found[-1].name[5:]) if found else -1
         if resume != "never":
-            source = checkpoint.resolve(Path(resume))
-            if found and checkpoint.read_manifest(source).step < last:
+            source = checkpoints.resolve(Path(resume))
+            if found and checkpoints.read_manifest(source).step < last:
                 raise UserError(
                     f"{self.path} holds later checkpoints (to step {last}) than {source}: choose another --output, "
                     f"or remove those in {self.checkpoints}"
                 )
-            return source
+            return [source]
         if found:
             raise UserError(
                 f"{self.path} holds a training already (to step {last}): choose another --output, "
                 "or continue it with --resume auto"
             )
-        return None
+        return []
 
     def owns(self, source: Path) -> bool:
         """Whether a checkpoint is one of this run."""

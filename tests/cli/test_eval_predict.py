@@ -21,6 +21,7 @@ from sam_ds.evaluation.predict import Prompt, predict
 from sam_ds.modeling.convert import save_weights
 from sam_ds.modeling.presets import build_sam
 from sam_ds.types import Prediction
+from tests.storage.cases import complete
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.mkdir(parents=True)
     torch.manual_seed(0)
     save_weights(build_sam(recipe.model).state_dict(), checkpoint / "weights.safetensors")
-    manifest = {"recipe": recipe_file.to_dict(recipe)}
-    (checkpoint / "complete.json").write_text(json.dumps(manifest))
+    complete(checkpoint, 10, recipe_file.to_dict(recipe))
     return checkpoint.parents[1]
 
 
@@ -143,7 +143,7 @@ def test_predict_answers_a_mistake_with_one_line(
         ("weights", [], "say which model they are with --recipe NAME or --preset"),
         ("weights", ["--preset", "vit_b", "--set", "model.preset=huge"], "model.preset"),
         ("cut", ["--preset", "tiny"], "is not a readable .safetensors file"),
-        ("empty folder", [], "no whole checkpoint"),
+        ("empty folder", [], "no complete checkpoint"),
         ("text.png", [], "is not a picture that can be read"),
         ("no.png", [], "there is no picture"),
     ],

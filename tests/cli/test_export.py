@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 import torch
 
-from sam_ds.cli import export
 from sam_ds.cli.main import main
 from sam_ds.config.schema import ModelConfig
 from sam_ds.modeling.convert import read_weights, save_weights
 from sam_ds.modeling.presets import build_sam
-from tests.contracts.source import modules
+from tests.storage.cases import complete
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         changed = {name: tensor + step for name, tensor in weights.items()}
         checkpoint = folder / "checkpoints" / f"step_{step:08d}"
         save_weights(changed, checkpoint / "weights.safetensors")
-        (checkpoint / "complete.json").write_text("{}")
+        complete(checkpoint, step)
     save_weights(weights, folder / "checkpoints" / "step_00000030" / "weights.safetensors")  # it was never finished
     return folder
 
@@ -48,19 +46,24 @@ def test_a_checkpoint_can_be_named(run_folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(read_weights(tmp_path / "a.pth")[name], wanted[name], rtol=0, atol=0)
 
 
-def test_the_names_are_those_the_engine_writes() -> None:
-    """Read from its source: importing it would import DeepSpeed."""
-    body = modules()["sam_ds.engine.checkpoint.folder"].body
-    names = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in body if isinstance(node, ast.Assign)}
-    assert ast.literal_eval(names["WEIGHTS"]) == export.WEIGHTS
-    assert ast.literal_eval(names["MANIFEST"]) == export.MANIFEST
+def test_damaged_weights_are_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "checkpoints" / "step_00000010" / "weights.safetensors"
+    save_weights({"a": torch.zeros(100)}, weights)
+    complete(weights.parent, 10)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["export", str(tmp_path), "-o", str(tmp_path / "a.pth")]) == 2
+    said = capsys.readouterr().err
+    assert f"{weights} is not what was written" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "a.pth").exists()
 
 
 def test_mistakes(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run_folder), "-o", str(tmp_path / "model.onnx")]) == 2
     assert ".pth or .safetensors" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "a.pth")]) == 2
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert "no complete checkpoint" in capsys.readouterr().err
     (tmp_path / "folder.pth").mkdir()
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "folder.pth", tmp_path / "file" / "a.pth", tmp_path / "file" / "a.safetensors"):

@@ -20,6 +20,7 @@ FLOORS = {
     "prompts": 2,
     "data": 2,
     "optim": 2,
+    "storage": 2,
     "tracking": 2,
     "tasks": 3,
     "engine": 4,

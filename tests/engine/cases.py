@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,21 @@ def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> 
     }
 
 
+def leg(folder: Path, root: Path, stage: int, precision: str, start: int, end: int) -> Any:
+    """Steps ``start`` to ``end`` of a training of two pictures a step, from the checkpoint of another world."""
+    accumulation = 2 // distributed.world_size()
+    engine = Engine(toy.ToyTask, toy.recipe(drop_path=0.3), toy.config(stage, precision, accumulation))
+    if start:
+        checkpoint.load(engine, root / f"step_{start:08d}")
+    loaded = digest(full(engine)), engine.ds.global_steps
+    losses = [distributed.mean_logs(r.logs)["loss/total"] for r in steps(engine, start, end, accumulation)]
+    checkpoint.save(engine, root, end)
+    weights = full(engine)
+    engine.close()
+    sums = {name: float(value.double().abs().sum()) for name, value in weights.items()}
+    return {"losses": losses, "loaded": loaded, "end": digest(weights), "sums": sums}
+
+
 def frozen_phase(folder: Path, stage: int, precision: str) -> Any:
     engine = Engine(toy.ToyTask, toy.recipe(frozen=3), toy.config(stage, precision))
 
@@ -209,27 +226,45 @@ def refuse(folder: Path) -> Any:
     others = {
         "seed": (toy.ToyTask, toy.recipe(seed=4), config),
         "model": (Wider, toy.recipe(), config),
-        "stage": (toy.ToyTask, toy.recipe(), toy.config(3)),
-        "precision": (toy.ToyTask, toy.recipe(), toy.config(2, "bf16")),
         "batch": (toy.ToyTask, toy.recipe(), toy.config(2, accumulation=3)),
     }
     for name, (task, recipe, other) in others.items():
         messages[name] = _message(Engine(task, recipe, other), path)
-    distributed.barrier()
-    if distributed.is_main():
-        values = json.loads((path / "complete.json").read_text())
-        del values["global_batch"]
-        (path / "complete.json").write_text(json.dumps(values))
-    distributed.barrier()
-    messages["older"] = _message(Engine(toy.ToyTask, toy.recipe(), config), path)
-    engine = Engine(toy.ToyTask, toy.recipe(), config)
-    distributed.barrier()
-    if distributed.is_main():
-        next(path.glob("*optim_states.pt")).write_bytes(b"cut")
-    distributed.barrier()
-    messages["truncated"] = _message(engine, path)
+    messages |= {name: _after(path, damage) for name, damage in DAMAGES.items()}
     messages["missing"] = _message(Engine(toy.ToyTask, toy.recipe(), config), folder / "checkpoints" / "step_00000007")
     return messages
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda folder: os.truncate(folder / "moments_00001.safetensors", 100),
+    "flipped": lambda folder: _flip(folder / "moments_00001.safetensors"),
+    "zeroed": lambda folder: (folder / "weights.safetensors").write_bytes(
+        bytes((folder / "weights.safetensors").stat().st_size)
+    ),
+    "deleted": lambda folder: (folder / "random_00000.pt").unlink(),
+    "manifest": lambda folder: _flip(folder / "complete.json"),
+    "empty": lambda folder: os.truncate(folder / "complete.json", 0),
+}
+
+
+def _after(path: Path, damage: Callable[[Path], object]) -> str:
+    """The message of a copy that was damaged."""
+    engine = Engine(toy.ToyTask, toy.recipe(), toy.config(2))
+    copy = path.with_name("step_00000099")
+    if distributed.is_main():
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(path, copy)
+        damage(copy)
+    distributed.barrier()
+    message = _message(engine, copy)
+    distributed.barrier()
+    return message
 
 
 def _message(engine: Engine, path: Path) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,29 +31,35 @@ SETTINGS = (
 )
 
 
-def run(*command: object) -> subprocess.CompletedProcess[str]:
+def start(*command: object) -> subprocess.Popen[str]:
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    words = [str(word) for word in command]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def train(data: Path, output: Path, steps: int) -> subprocess.CompletedProcess[str]:
+def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    stdout, stderr = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    return end(start(*command))
+
+
+def train(data: Path, output: Path, steps: int, *more: str) -> subprocess.CompletedProcess[str]:
+    return end(start_training(data, output, steps, *more))
+
+
+def start_training(data: Path, output: Path, steps: int, *more: str) -> subprocess.Popen[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = ("deepspeed", "--hostfile", "hostfiles/local.hostfile", "--no_ssh_check", "--log_level", "warning")
     address = ("--master_addr", "127.0.0.1", "--master_port", port)
     what = ("--recipe", "tiny", "--deepspeed_config", "ds_configs/zero2_local.json", "--data", data, "--output", output)
-    settings = [word for setting in (*SETTINGS, f"train.steps={steps}") for word in ("--set", setting)]
-    return run(*launcher, *address, "--module", "sam_ds", "train", *what, *settings)
+    settings = [word for setting in (*SETTINGS, f"train.steps={steps}", *more) for word in ("--set", setting)]
+    return start(*launcher, *address, "--module", "sam_ds", "train", *what, *settings)
 
 
 @pytest.mark.launcher
@@ -94,3 +103,48 @@ def test_a_mistake_is_one_line_from_one_rank(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if "nowhere" in line and "[" not in line]
     assert len(lines) == 1, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.launcher
+def test_a_signal_to_one_rank_stops_all_and_a_damaged_checkpoint_is_gone_back_from(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "run"
+    synthesize(data, SMALL)
+    training = start_training(data, output, 500, "train.save_every=1", "train.keep_last=100")
+    wait_for(lambda: len(list(output.glob("checkpoints/step_*"))) >= 2)
+    os.kill(rank_processes(output)[1], signal.SIGTERM)
+    stopped = end(training)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    newest, before = sorted(output.glob("checkpoints/step_????????"))[:-3:-1]
+    assert f"preempted at step {int(newest.name[5:])}" in stopped.stdout
+
+    moments = newest / "moments_00001.safetensors"
+    content = bytearray(moments.read_bytes())
+    content[-5] ^= 1
+    moments.write_bytes(content)
+    longer = train(data, output, int(newest.name[5:]) + 1)
+    assert longer.returncode == 0, longer.stderr
+    assert f"damaged, set aside: {moments} is not what was written" in longer.stdout
+    assert f"going on from {before}" in longer.stdout
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until, "it takes too long"
+        time.sleep(0.2)
+
+
+def rank_processes(output: Path) -> list[int]:
+    """The processes that train into a run folder, in the order of their ranks."""
+    found: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(pair.split("=", 1) for pair in (path / "environ").read_text().split("\0") if "=" in pair)
+            words = (path / "cmdline").read_text().split("\0")
+        except (OSError, ValueError):
+            continue
+        if "LOCAL_RANK" in environment and str(output) in words:
+            found[int(environment["RANK"])] = int(path.name)
+    return [found[rank] for rank in sorted(found)]

@@ -13,18 +13,15 @@ from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
 from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
-from sam_ds.engine.checkpoint import Manifest
-from sam_ds.engine.checkpoint.folder import step_folder, write_manifest
+from sam_ds.storage.checkpoints import step_folder
 from sam_ds.training.progress import Progress
 from sam_ds.training.run import changed_settings
 from sam_ds.training.state import RunFolder, TrainState
+from tests.storage.cases import complete
 
 
 def _checkpoint(root: Path, step: int) -> Path:
-    folder = step_folder(root / "checkpoints", step)
-    folder.mkdir(parents=True)
-    write_manifest(folder, Manifest(step, 1, 2, "fp32", False, {}, {}))
-    return folder
+    return complete(step_folder(root / "checkpoints", step), step)
 
 
 def test_steps_and_skipped_steps_are_counted() -> None:
@@ -36,28 +33,28 @@ def test_steps_and_skipped_steps_are_counted() -> None:
 
 def test_auto_goes_on_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert folder.checkpoint_for("auto") is None and folder.checkpoint_for("never") is None
-    _checkpoint(tmp_path, 5)
+    assert folder.checkpoints_for("auto") == folder.checkpoints_for("never") == []
+    oldest = _checkpoint(tmp_path, 5)
     newest = _checkpoint(tmp_path, 20)
     (folder.checkpoints / "step_00000030.partial").mkdir()
     (folder.checkpoints / "step_00000040").mkdir()
-    assert folder.checkpoint_for("auto") == newest
+    assert folder.checkpoints_for("auto") == [newest, oldest]
 
 
 def test_never_does_not_write_over_a_training(tmp_path: Path) -> None:
     _checkpoint(tmp_path, 5)
     with pytest.raises(UserError, match=r"to step 5.*--output"):
-        RunFolder(tmp_path).checkpoint_for("never")
+        RunFolder(tmp_path).checkpoints_for("never")
 
 
 def test_a_path_may_name_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     first = _checkpoint(tmp_path / "other", 5)
     newest = _checkpoint(tmp_path / "other", 20)
     folder = RunFolder(tmp_path / "run")
-    assert folder.checkpoint_for(str(first)) == first
-    assert folder.checkpoint_for(str(tmp_path / "other")) == newest
+    assert folder.checkpoints_for(str(first)) == [first]
+    assert folder.checkpoints_for(str(tmp_path / "other")) == [newest]
     with pytest.raises(UserError, match="no complete checkpoint"):
-        folder.checkpoint_for(str(tmp_path / "nothing"))
+        folder.checkpoints_for(str(tmp_path / "nothing"))
 
 
 def test_a_path_does_not_lead_before_later_checkpoints(tmp_path: Path) -> None:
@@ -68,9 +65,9 @@ def test_a_path_does_not_lead_before_later_checkpoints(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     for source in (early, other):
         with pytest.raises(UserError, match=r"later checkpoints \(to step 20\).*--output") as said:
-            folder.checkpoint_for(str(source))
+            folder.checkpoints_for(str(source))
         assert "\n" not in str(said.value)
-    assert folder.checkpoint_for(str(tmp_path / "run")) is not None
+    assert folder.checkpoints_for(str(tmp_path / "run")) != []
     assert folder.owns(early) and not folder.owns(other)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
-from sam_ds.engine import checkpoint
+from sam_ds.storage import checkpoints
 from tests.engine import ranks
 from tests.training import cases
 
@@ -87,7 +87,7 @@ def _check_folder(folder: Path) -> None:
         assert (folder / name).is_file(), name
     evaluations = json.loads((folder / "evaluations.json").read_text())
     assert list(evaluations) == ["disc", "disc, nearest", "untrained", "step 3", "step 6"]
-    kept = checkpoint.find(folder / "checkpoints")
+    kept = checkpoints.find(folder / "checkpoints")
     assert kept[-1].name == "step_00000006" and len(kept) <= 2  # the last, and the best if it is another
     assert list(folder.glob("pictures/step_00000006/*.png"))
 

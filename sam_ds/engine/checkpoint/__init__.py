@@ -1,7 +1,6 @@
-"""Whole checkpoints or none: written beside, renamed when complete, found by looking at what is there."""
+"""Whole checkpoints or none, written and read by all ranks together. ``storage.checkpoints`` has their folders."""
 
-from sam_ds.engine.checkpoint.folder import Manifest, find, prune, read_manifest, resolve
-from sam_ds.engine.checkpoint.load import load
-from sam_ds.engine.checkpoint.save import save
+from sam_ds.engine.checkpoint.load import DamagedError, load
+from sam_ds.engine.checkpoint.save import SaveError, save
 
-__all__ = ["Manifest", "find", "load", "prune", "read_manifest", "resolve", "save"]
+__all__ = ["DamagedError", "SaveError", "load", "save"]

@@ -7,40 +7,60 @@ from typing import Any
 
 from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
-from sam_ds.engine import distributed
-from sam_ds.engine.checkpoint import random_state
-from sam_ds.engine.checkpoint.folder import WEIGHTS, Manifest, read_manifest
+from sam_ds.engine import counters, distributed, moments
+from sam_ds.engine.checkpoint import moment_files, random_state
 from sam_ds.engine.engine import Engine
 from sam_ds.modeling.convert import read_weights
+from sam_ds.storage.checkpoints import WEIGHTS, Manifest, damaged, read_manifest
 
 # Settings that make another run of it: what it learns from could not be continued in another model or stream.
 _IDENTITY = ("name", "task", "seed", "model.preset")
 
 
+class DamagedError(UserError):
+    """A checkpoint of which a file is not what was written."""
+
+
 def load(engine: Engine, folder: Path) -> Manifest:
-    """Restore weights, optimizer, loss scaler, buffers and random state from a complete checkpoint. Collective.
+    """Restore weights, moments, loss scale, buffers and random state from a complete checkpoint. Collective.
+
+    Any number of ranks, ZeRO stage and precision can load what any other has written.
 
     Raises:
-        UserError: it is incomplete, of another recipe or model, or was written by another number of ranks, ZeRO
-            stage, precision or global batch.
+        DamagedError: it is incomplete, or a file is not what was written.
+        UserError: it is of another recipe, model or global batch.
     """
-    manifest = read_manifest(folder)
+    manifest = _verified(folder)
     _check_recipe(engine, manifest, folder)
     _check_shapes(engine, manifest, folder)
-    _check_layout(engine, manifest, folder)
+    _check_batch(engine, manifest, folder)
     state = engine.join_state(read_weights(folder / WEIGHTS), _rest(folder))
-    # 1. DeepSpeed's files fit the phase they were saved in: start it from these weights, frozen ones included.
+    # 1. The moments are those of the phase they were saved in: start it from these weights, frozen ones included.
     engine.start_phase(manifest.frozen, state)
-    # 2. With a tag that is not there DeepSpeed returns None and trains from where it is.
-    found, _ = engine.ds.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
-    if found is None:
-        raise UserError(f"DeepSpeed finds no checkpoint of its own in {folder}; choose another checkpoint")
-    # 3. Buffers are no part of what every ZeRO stage restores.
-    buffers = dict(engine.task.named_buffers())
-    for name, value in state.items():
-        if name in buffers:
-            buffers[name].copy_(value)
+    counters.restore(engine.ds, manifest.counters)
+    if manifest.counters["steps"]:
+        with moment_files.opened(folder) as reader:
+            moments.restore(engine.ds, reader.read, manifest.counters["steps"])
     random_state.restore(random_state.path_of(folder, distributed.rank()))
+    return manifest
+
+
+def _verified(folder: Path) -> Manifest:
+    """The manifest, alike on all ranks, after every file was read and hashed, a share by each rank. Collective."""
+    manifest, found = None, []
+    try:
+        manifest = read_manifest(folder)
+        names = sorted(manifest.files)[distributed.rank() :: distributed.world_size()]
+        found = damaged(folder, {name: manifest.files[name] for name in names})
+    except UserError as error:
+        found = [str(error)]
+    outcomes = distributed.gather((manifest and manifest.sha256, found))
+    problems = [text for _, own in outcomes for text in own]
+    if problems:
+        raise DamagedError(problems[0])
+    if len({sha256 for sha256, _ in outcomes}) > 1:
+        raise UserError(f"{folder} is not the same on all machines: is it on storage that all of them share?")
+    assert manifest is not None
     return manifest
 
 
@@ -69,21 +89,9 @@ def _check_shapes(engine: Engine, manifest: Manifest, folder: Path) -> None:
             )
 
 
-def _check_layout(engine: Engine, manifest: Manifest, folder: Path) -> None:
-    own = {
-        "ranks": distributed.world_size(),
-        "ZeRO stage": engine.config.zero_stage,
-        "precision": engine.config.precision,
-    }
-    saved = dict(zip(own, (manifest.world_size, manifest.zero_stage, manifest.precision), strict=True))
-    for name, value in own.items():
-        if saved[name] != value:
-            raise UserError(
-                f"{folder} was saved with {name} {saved[name]}, not {value}: resume with the same, or start a new run "
-                f"from its weights (--set model.init={folder / WEIGHTS})"
-            )
+def _check_batch(engine: Engine, manifest: Manifest, folder: Path) -> None:
     batch = engine.config.global_batch(distributed.world_size())
-    if manifest.global_batch not in (None, batch):
+    if manifest.global_batch != batch:
         raise UserError(
             f"{folder} was saved with a global batch of {manifest.global_batch} pictures, not {batch}: the stream and "
             f"the schedule could not go on; set train_batch_size {manifest.global_batch} (micro batch × accumulation × "

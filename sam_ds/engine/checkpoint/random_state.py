@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 
 def path_of(folder: Path, rank: int) -> Path:
-    return folder / f"random_rank_{rank:05d}.pt"
+    return folder / f"random_{rank:05d}.pt"
 
 
-def save(path: Path) -> None:
+def read() -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
-    state = {
+    return {
         "python": (version, list(internal), gauss_next),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def write(state: dict[str, Any], path: Path) -> None:
     torch.save(state, path)
 
 
 def restore(path: Path) -> None:
+    """A rank that the world that wrote them did not have keeps its own."""
+    if not path.is_file():
+        return
     state = torch.load(path, weights_only=True)
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,90 @@
+"""Being asked to stop, by a signal to any rank or to the launcher: all ranks agree, and none stops on its own.
+
+The launcher hands a signal to its ranks one after another, so a rank that stopped at once would leave the others
+waiting in a collective. A signal only sets a flag here. Whoever looks passes it on through the ranks' common store, so
+that long work between steps can end early; the flag that all ranks agree on is reduced beside every step.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_KEY = "sam_ds/stop"
+
+T = TypeVar("T")
+
+
+class Preempted(Exception):
+    """All ranks have agreed to stop."""
+
+
+class StopFlag:
+    """Whether this job was asked to stop. One a process; of the main thread."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._told = False
+        self._vote = torch.zeros(())
+        self._reduction: Any = None
+
+    def listen(self) -> None:
+        """Take the signals; a second interrupt from the keyboard ends the process as usual."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def seen(self) -> bool:
+        """Whether any rank was asked, as far as this one can tell. Not alike on all ranks at the same moment."""
+        store = _get_default_store()
+        if self._asked and not self._told:
+            store.set(_KEY, "")
+            self._told = True
+        self._asked = self._asked or store.check([_KEY])
+        return self._asked
+
+    def ask(self) -> None:
+        """Begin to ask all ranks; ``answer`` has what they say. Collective."""
+        self._vote = torch.tensor(float(self.seen()))
+        self._reduction = dist.all_reduce(self._vote, dist.ReduceOp.MAX, group=control_group(), async_op=True)
+
+    def answer(self) -> None:
+        """Raise Preempted on every rank if any had been asked to stop when ``ask`` was called. Collective."""
+        self._reduction.wait()
+        if self._vote:
+            raise Preempted
+
+    def check(self) -> None:
+        """``ask`` and ``answer`` at once."""
+        self.ask()
+        self.answer()
+
+    def until_seen(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, up to where this rank sees that it should stop."""
+        for item in items:
+            if self.seen():
+                return
+            yield item
+
+
+stop = StopFlag()
+_control: dist.ProcessGroup | None = None
+
+
+def control_group() -> dist.ProcessGroup:
+    """A group on the hosts' network, beside that of the devices. The first call is collective."""
+    global _control  # noqa: PLW0603
+    if _control is None:
+        _control = dist.new_group(backend="gloo")
+    return _control

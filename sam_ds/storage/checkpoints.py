@@ -1,0 +1,225 @@
+"""The folders of checkpoints: names, manifests, which are complete, which are damaged, which to keep.
+
+``checkpoints/step_00001000/`` holds ``weights.safetensors`` (the model alone, fp32, released names, buffers and frozen
+weights included), ``rest.safetensors`` where a task trains more than its model, each rank's part of AdamW's moments and
+its random state, and, written last, ``complete.json`` with the size and the SHA-256 of every other file and of itself:
+a folder without it does not count. No file elsewhere says which is the latest, and so none can be wrong: it is looked
+up. Nothing is a pickle that could execute something, and nothing depends on how many ranks wrote it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sam_ds.config.errors import UserError
+
+MANIFEST = "complete.json"
+WEIGHTS = "weights.safetensors"
+VERSION = 2
+PARTIAL = ".partial"  # ends the name of a folder that is being written
+OLDER = ".older"  # of one that makes room for another of the same step
+DELETED = ".deleted"  # of one that is being deleted
+DAMAGED = ".damaged"  # of one that was found to be
+_NAME = re.compile(r"step_(\d{8})$")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds, and what it takes to load it."""
+
+    step: int  # optimizer steps done; the next one to train
+    world_size: int  # it, the stage and the precision: for people, any other can load it
+    zero_stage: int
+    precision: str
+    frozen: bool  # saved while the encoder was frozen
+    recipe: dict[str, Any]
+    shapes: dict[str, list[int]]  # of the task's parameters
+    score: float | None = None  # of the evaluation at this step, if there was one
+    progress: dict[str, Any] = field(default_factory=dict)  # what the trainer counts
+    counters: dict[str, Any] = field(default_factory=dict)  # and what DeepSpeed counts
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # "bytes" and "sha256" of every other file
+    version: int = VERSION
+    global_batch: int = 0  # pictures a step
+    sha256: str = ""  # of the manifest itself; ``write_manifest`` adds it
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises UserError if ``folder`` is no complete checkpoint that this version can read."""
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("version") != VERSION:
+            raise UserError(f"{folder} was written by another version (format {values.get('version')}, not {VERSION})")
+        manifest = Manifest(**values)
+        if manifest.sha256 != _digest(values):
+            raise UserError(f"{path} is damaged: it is not what was written (its SHA-256 differs)")
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it cannot be read ({error})") from None
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, the last file of a checkpoint."""
+    values = dataclasses.asdict(manifest)
+    text = json.dumps(values | {"sha256": _digest(values)}, indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    sync(folder / MANIFEST)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """Of all of a manifest but its own hash."""
+    others = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def names_of(folder: Path) -> list[str]:
+    """All files of a checkpoint but the manifest, in order."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def record(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of files: their size and hash."""
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": _hash(folder / name)} for name in names}
+
+
+def damaged(folder: Path, files: dict[str, dict[str, Any]]) -> list[str]:
+    """Of the files of a manifest, those that are not what was written, and how."""
+    found = []
+    for name, known in files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != known["bytes"]:
+                found.append(f"{path} has {size} of {known['bytes']} bytes")
+            elif _hash(path) != known["sha256"]:
+                found.append(f"{path} is not what was written (its SHA-256 differs)")
+        except OSError as error:
+            found.append(f"{path} cannot be read ({error.strerror})")
+    return found
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file or a folder's names: a rename must not overtake the data that it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def find(root: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
+
+
+def commit(partial: Path) -> Path:
+    """Give a complete folder its name. One that has it already makes room, and is deleted last.
+
+    A kill between the two renames leaves ``partial`` complete: ``recover`` gives it its name then.
+    """
+    final = partial.with_name(partial.name.removesuffix(PARTIAL))
+    older = final.with_name(final.name + OLDER)
+    shutil.rmtree(older, ignore_errors=True)
+    if final.exists():
+        os.replace(final, older)
+    os.replace(partial, final)
+    sync(final.parent)
+    shutil.rmtree(older, ignore_errors=True)
+    return final
+
+
+def recover(root: Path) -> None:
+    """Put right what a save or a deletion that was killed has left: whole folders get their name, the others go."""
+    for partial in sorted(root.glob(f"step_*{PARTIAL}")):
+        try:
+            manifest = read_manifest(partial)
+            whole = not damaged(partial, manifest.files)
+        except UserError:
+            whole = False
+        if whole:
+            commit(partial)
+        else:
+            shutil.rmtree(partial)
+    for older in root.glob(f"step_*{OLDER}"):
+        final = older.with_name(older.name.removesuffix(OLDER))
+        if final.exists():
+            shutil.rmtree(older)
+        else:  # what was to replace it is not whole
+            os.replace(older, final)
+    for doomed in root.glob(f"step_*{DELETED}"):
+        shutil.rmtree(doomed)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it never counts and nothing is lost."""
+    number = 0
+    while (aside := folder.with_name(f"{folder.name}{DAMAGED}{number or ''}")).exists():
+        number += 1
+    os.replace(folder, aside)
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint that a user's path means: a checkpoint itself, or the newest of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    for root in (path / "checkpoints", path):
+        found = find(root)
+        if found:
+            return found[-1]
+    raise UserError(f"there is no complete checkpoint at {path}: give a run folder or one of its checkpoints/step_…")
+
+
+def prune(root: Path, keep_last: int, keep_best: bool) -> list[Path]:
+    """Delete all but the newest ``keep_last`` (at least one) checkpoints and the best. Returns what was deleted."""
+    found = find(root)
+    keep = set(found[-max(1, keep_last) :])
+    if keep_best:
+        scores = {path: score for path in found if (score := _score(path)) is not None}
+        if scores:
+            keep.add(max(scores, key=lambda path: scores[path]))
+    deleted = [path for path in found if path not in keep]
+    for path in deleted:
+        doomed = path.with_name(path.name + DELETED)  # renamed first, so that a half-deleted folder never counts
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    return deleted
+
+
+def _score(folder: Path) -> float | None:
+    """The score of a checkpoint, as far as it can be read: a damaged one must not stop the training that prunes."""
+    try:
+        score = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["score"]
+        return None if score is None else float(score)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
