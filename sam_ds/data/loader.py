@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from sam_ds.config import curriculum
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
+from sam_ds.config.signals import leave_to_the_training
 from sam_ds.data.index import Index
 from sam_ds.data.quarantine import Quarantine
 from sam_ds.data.reader import Reader
@@ -187,7 +188,7 @@ def _load(dataset: Dataset[_Loaded], keys: Iterator[Any], workers: int) -> Itera
         num_workers=workers,
         prefetch_factor=_AHEAD,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_settle,
     )
     for loaded in loader:
         if isinstance(loaded, UserError):
@@ -195,6 +196,7 @@ def _load(dataset: Dataset[_Loaded], keys: Iterator[Any], workers: int) -> Itera
         yield loaded
 
 
-def _one_thread(worker: int) -> None:
-    """Workers are many: each keeps to one core."""
+def _settle(worker: int) -> None:
+    """Workers are many: each keeps to one core. And they work until the training lets them go."""
     torch.set_num_threads(1)
+    leave_to_the_training()

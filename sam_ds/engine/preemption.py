@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from sam_ds.config.signals import STOP
+
 _KEY = "sam_ds/stop"
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class StopFlag:
 
     def listen(self) -> None:
         """Take the signals; a second interrupt from the keyboard ends the process as usual."""
-        for number in SIGNALS:
+        for number in STOP:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from sam_ds.config.signals import leave_to_the_training
 from sam_ds.tracking.journal import NAME, read_lines
 
 _INTERVAL = 2.0  # seconds between two looks at the journal
@@ -181,6 +182,7 @@ def _complain(error: BaseException) -> None:
 
 def main() -> int:
     os.nice(10)  # the training goes first
+    leave_to_the_training()  # it ends when its input does
     # Tries are repeated here, at a growing distance; a request that hangs for minutes only delays the end.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from sam_ds.config.errors import UserError
 from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine.checkpoint import moment_files
 from sam_ds.engine.engine import Engine, StepResult
 from sam_ds.engine.gradients import compare_gradients
 from tests.engine import toy
@@ -265,6 +268,33 @@ def _after(path: Path, damage: Callable[[Path], object]) -> str:
     message = _message(engine, copy)
     distributed.barrier()
     return message
+
+
+def full_disk(folder: Path) -> Any:
+    """A save in which one rank's disk is full, or rank 0 cannot commit: what is said, what is left, and the next."""
+    engine = Engine(toy.ToyTask, toy.recipe(), toy.config(2))
+    root = folder / "checkpoints"
+    first = checkpoint.save(engine, root, 0)
+    said = []
+    saving = importlib.import_module("sam_ds.engine.checkpoint.save")  # the package's own ``save`` is the function
+    for rank, module, name in ((1, moment_files, "write"), (0, saving, "commit")):
+        whole = getattr(module, name)
+        if distributed.rank() == rank:
+            setattr(module, name, _no_space)
+        try:
+            checkpoint.save(engine, root, 1)
+        except checkpoint.SaveError as error:
+            said.append(str(error))
+        setattr(module, name, whole)
+    checkpoint.load(engine, first)
+    steps(engine, 0, 1, 1)
+    checkpoint.save(engine, root, 1)
+    engine.close()
+    return {"said": said, "left": sorted(path.name for path in root.iterdir())}
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _message(engine: Engine, path: Path) -> str:

@@ -69,7 +69,16 @@ DRIFTED = {f"drifted_{stage}": partial(cases.drifted, stage=stage) for stage in 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    everything = PARITY | PRECISION | NOT_FINITE | RESUME | FROZEN | CURVES | DRIFTED | {"refuse": cases.refuse}
+    everything = (
+        PARITY
+        | PRECISION
+        | NOT_FINITE
+        | RESUME
+        | FROZEN
+        | CURVES
+        | DRIFTED
+        | {"refuse": cases.refuse, "full_disk": cases.full_disk}
+    )
     return ranks.run(everything, 2, tmp_path_factory.mktemp("ranks"))
 
 
@@ -186,3 +195,9 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(
 ) -> None:
     for messages in ranks.value(two_ranks, "refuse"):
         assert words in messages[name] and "\n" not in messages[name]
+
+
+def test_a_full_disk_on_one_rank_costs_that_checkpoint_only(two_ranks: dict[str, list[Any]]) -> None:
+    for seen in ranks.value(two_ranks, "full_disk"):
+        assert seen["said"] == [f"rank {rank}: [Errno 28] No space left on device" for rank in (1, 0)]
+        assert seen["left"] == ["step_00000000", "step_00000001"]
