@@ -8,7 +8,7 @@ from deepspeed import DeepSpeedEngine
 
 from sam_ds.engine import moments
 
-_COUNTS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+_COUNTS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def read(ds: DeepSpeedEngine) -> dict[str, Any]:
@@ -21,6 +21,8 @@ def restore(ds: DeepSpeedEngine, values: dict[str, Any]) -> None:
     """Go on counting; the scaler only where this engine's is of the kind that was saved."""
     for name in _COUNTS:
         setattr(ds, name, values[name])
+    # A step ends where this is a multiple of the accumulation, which another world has another of.
+    ds.micro_steps = ds.global_steps * ds.gradient_accumulation_steps()
     own = _scaler(ds)
     own.update({name: value for name, value in values["scaler"].items() if name in own})
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.checkpoint import moment_files
 from sam_ds.engine.engine import Engine, StepResult
 from sam_ds.engine.gradients import compare_gradients
+from sam_ds.engine.preemption import Preempted, StopFlag
 from tests.engine import toy
 
 
@@ -295,6 +297,25 @@ def full_disk(folder: Path) -> Any:
 
 def _no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def asked(folder: Path, who: int) -> Any:
+    """Rank ``who`` gets a signal: what each rank sees, and when all stop."""
+    stop = StopFlag()
+    stop.listen()
+    stop.check()  # nobody was asked
+    before = stop.seen()
+    distributed.barrier()
+    if distributed.rank() == who:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        stop.seen()
+    distributed.barrier()
+    seen = list(stop.until_seen(range(3)))
+    try:
+        stop.check()
+    except Preempted:
+        return {"before": before, "items": seen, "stopped": True}
+    return {"before": before, "items": seen, "stopped": False}
 
 
 def _message(engine: Engine, path: Path) -> str:

@@ -6,39 +6,16 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sam_ds.config.signals import STOP
-from tests.engine import ranks
-
-
-def asked(folder: Path, who: int) -> Any:
-    """Rank ``who`` gets a signal: what each rank sees, and when all stop."""
-    from sam_ds.engine import distributed
-    from sam_ds.engine.preemption import Preempted, StopFlag
-
-    stop = StopFlag()
-    stop.listen()
-    stop.check()  # nobody was asked
-    before = stop.seen()
-    distributed.barrier()
-    if distributed.rank() == who:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        stop.seen()
-    distributed.barrier()
-    seen = list(stop.until_seen(range(3)))
-    try:
-        stop.check()
-    except Preempted:
-        return {"before": before, "items": seen, "stopped": True}
-    return {"before": before, "items": seen, "stopped": False}
+from tests.engine import cases, ranks
 
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_all_ranks_stop_when_one_is_asked(who: int, tmp_path: Path) -> None:
-    results = ranks.run({"asked": partial(asked, who=who)}, 2, tmp_path)
+    results = ranks.run({"asked": partial(cases.asked, who=who)}, 2, tmp_path)
     assert ranks.value(results, "asked") == [{"before": False, "items": [], "stopped": True}] * 2
 
 
