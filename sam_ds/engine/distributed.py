@@ -19,6 +19,7 @@ from torch import Tensor
 from sam_ds.config.errors import RankError, UserError
 
 TIMEOUT = timedelta(minutes=30)
+_control: dist.ProcessGroup | None = None  # made with the process group
 
 
 def init(timeout: timedelta = TIMEOUT) -> None:
@@ -49,6 +50,14 @@ def init(timeout: timedelta = TIMEOUT) -> None:
         verbose=False,
         timeout=timeout,
     )
+    global _control  # noqa: PLW0603
+    _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def control_group() -> dist.ProcessGroup:
+    """All ranks on the hosts' network: what is said here waits for no device."""
+    assert _control is not None, "init first"
+    return _control
 
 
 def _on_gpu() -> bool:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from sam_ds.config.signals import STOP
+from sam_ds.engine import distributed
 
 _KEY = "sam_ds/stop"
 
@@ -48,17 +49,17 @@ class StopFlag:
 
     def seen(self) -> bool:
         """Whether any rank was asked, as far as this one can tell. Not alike on all ranks at the same moment."""
-        store = _get_default_store()
         if self._asked and not self._told:
-            store.set(_KEY, "")
+            _get_default_store().set(_KEY, "")
             self._told = True
-        self._asked = self._asked or store.check([_KEY])
+        self._asked = self._asked or _get_default_store().check([_KEY])
         return self._asked
 
     def ask(self) -> None:
         """Begin to ask all ranks; ``answer`` has what they say. Collective."""
-        self._vote = torch.tensor(float(self.seen()))
-        self._reduction = dist.all_reduce(self._vote, dist.ReduceOp.MAX, group=control_group(), async_op=True)
+        self._vote = torch.tensor(float(self._asked))  # the store is not asked: every step comes here
+        group = distributed.control_group()
+        self._reduction = dist.all_reduce(self._vote, dist.ReduceOp.MAX, group=group, async_op=True)
 
     def answer(self) -> None:
         """Raise Preempted on every rank if any had been asked to stop when ``ask`` was called. Collective."""
@@ -80,12 +81,3 @@ class StopFlag:
 
 
 stop = StopFlag()
-_control: dist.ProcessGroup | None = None
-
-
-def control_group() -> dist.ProcessGroup:
-    """A group on the hosts' network, beside that of the devices. The first call is collective."""
-    global _control  # noqa: PLW0603
-    if _control is None:
-        _control = dist.new_group(backend="gloo")
-    return _control

@@ -149,7 +149,12 @@ def commit(partial: Path) -> Path:
     shutil.rmtree(older, ignore_errors=True)
     if final.exists():
         os.replace(final, older)
-    os.replace(partial, final)
+    try:
+        os.replace(partial, final)
+    except OSError:
+        if older.exists():
+            os.replace(older, final)
+        raise
     sync(final.parent)
     shutil.rmtree(older, ignore_errors=True)
     return final
