@@ -142,7 +142,8 @@ def forward(
         for ky in tl.static_range(F):
             fine = F * row + ky
             line = _mix_rows(above, here, below, (ky + 0.5) / F - 0.5)
-            row_ok = (column < WIDTH) & (fine < rows_valid)
+            # No "&" of a scalar and a row: the interpreter of Triton 3.9 makes numbers of it.
+            row_ok = column < tl.where(fine < rows_valid, WIDTH, 0)
             packed = _packed(TRUTH, fine, column, row_ok, WIDTH, F)
             for kx in tl.static_range(F):
                 x = _mix(line[0], line[1], line[2], (kx + 0.5) / F - 0.5)
@@ -193,7 +194,7 @@ def backward(
         for ky in tl.static_range(F):
             fine = F * row + ky
             line = _mix_rows(above, here, below, (ky + 0.5) / F - 0.5)
-            row_ok = (column < WIDTH) & (fine >= 0) & (fine < rows_valid) & (row < HEIGHT)
+            row_ok = column < tl.where((fine >= 0) & (fine < rows_valid) & (row < HEIGHT), WIDTH, 0)
             packed = _packed(TRUTH, fine, column, row_ok, WIDTH, F)
             owed = (zero, zero, zero)
             for kx in tl.static_range(F):
@@ -210,7 +211,7 @@ def backward(
         mid = _plus(mid, up, tl.where(row == 0, 1.0, 0.0))
         mid = _plus(mid, down, tl.where(row == HEIGHT - 1, 1.0, 0.0))
         done = _move_beside(_plus(last, up, 1.0), column, WIDTH, LANES)
-        ok = (column < WIDTH) & (row - 1 >= first)
+        ok = column < tl.where(row - 1 >= first, WIDTH, 0)
         tl.store(D_X + (row - 1) * WIDTH + column, done.to(D_X.dtype.element_ty), mask=ok)
         last, this = _plus(this, mid, 1.0), down
         above, here = here, below
