@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def leave_to_the_training() -> None:
-    """Ignore them in this process: who signals a whole job would otherwise kill what the training still needs."""
-    for number in STOP:
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore them in this process: who signals a whole job would otherwise kill what the training still needs.
+
+    Only a SIGTERM from the parent process, which is the training, ends it: so Python ends the worker processes that
+    are left when it exits, and it would wait for ever for one that ignores that.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    threading.Thread(target=_wait_for_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_the_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import islice
@@ -67,6 +69,21 @@ def test_workers_change_nothing(drawn: Path, workers: int) -> None:
     alone = _steps(_train(drawn / "train"), 2, 3)
     helped = _steps(_train(drawn / "train", data=replace(DATA, workers=workers)), 2, 3)
     assert all(_same(a, b) for x, y in zip(alone, helped, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_leaving_in_the_middle_ends_the_workers(drawn: Path) -> None:
+    """What else held the iterator when Python exits, an exception say, must not keep the process for ever."""
+    code = f"""
+from sam_ds.config.schema import DataConfig, Recipe
+from sam_ds.data.index import open_index
+from sam_ds.data.loader import TrainLoader
+recipe, index = Recipe("t", data=DataConfig(workers=2)), open_index({str(drawn / "train")!r})
+loader = TrainLoader(index, recipe, {SIDE}, micro_batch=2, accumulation=1, rank=0, world=1, quarantine=None)
+steps = loader.steps(0)
+next(steps)
+"""
+    left = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (left.returncode, left.stderr) == (0, "")
 
 
 def test_starting_later_skips_exactly(drawn: Path) -> None:
