@@ -12,20 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from sam_ds.config import curriculum
-from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
-from sam_ds.config.signals import leave_to_the_training
 from sam_ds.data.index import Index
 from sam_ds.data.quarantine import Quarantine
 from sam_ds.data.reader import Reader
 from sam_ds.data.sampler import Share
 from sam_ds.data.samples import Bad, SampleMaker, collate
+from sam_ds.data.workers import make_ahead
 from sam_ds.types import SegmentBatch
 
-_AHEAD = 4  # batches a worker makes ahead
 _logger = logging.getLogger(__name__)
 
 
@@ -73,14 +70,17 @@ class TrainLoader:
         makers = [SampleMaker(index, stage.data, image_size, recipe.seed, reader) for _, stage in stages]
         self._dataset = _Stream(makers)
 
-    def steps(self, start: int) -> Iterator[list[SegmentBatch]]:
+    def steps(self, start: int, left_out: int = 0) -> Iterator[list[SegmentBatch]]:
         """The micro-batches of optimizer step ``start``, then of the next, without end.
+
+        Args:
+            left_out: how many steps' worth of pictures the stream is ahead.
 
         Raises:
             UserError: too many pictures are bad, or the machine has no more files or memory to give.
         """
         keys = (
-            (bisect_right(self._first_steps, step) - 1, self.share.positions(step, micro))
+            (bisect_right(self._first_steps, step) - 1, self.share.positions(step + left_out, micro))
             for step in count(start)
             for micro in range(self.share.accumulation)
         )
@@ -131,7 +131,7 @@ class EvalLoader:
             yield loaded.batch
 
 
-class _Stream(Dataset[_Loaded]):
+class _Stream:
     """Training batches by their stage of the curriculum and their stream positions."""
 
     def __init__(self, makers: list[SampleMaker]) -> None:
@@ -150,7 +150,7 @@ class _Stream(Dataset[_Loaded]):
         return _Loaded(collate(images, samples), bad)
 
 
-class _Pictures(Dataset[_Loaded]):
+class _Pictures:
     """Evaluation batches by their samples; no samples: one black picture."""
 
     def __init__(self, maker: SampleMaker, max_masks: int) -> None:
@@ -163,40 +163,11 @@ class _Pictures(Dataset[_Loaded]):
         return _Loaded(collate(images, samples), [bad for _, bad_ones in made for bad in bad_ones])
 
 
-class _Caught(Dataset[_Loaded | UserError]):
-    """A user's mistake comes out of a worker as it is; raised there it would get a traceback into its message."""
-
-    def __init__(self, dataset: Dataset[_Loaded]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: Any) -> _Loaded | UserError:
-        try:
-            return self.dataset[key]
-        except UserError as error:
-            return error
-
-
-def _load(dataset: Dataset[_Loaded], keys: Iterator[Any], workers: int) -> Iterator[_Loaded]:
-    """One item a key, in order; by worker processes if there are any. Whole batches are the items: no collating."""
+def _load(dataset: _Stream | _Pictures, keys: Iterator[Any], workers: int) -> Iterator[_Loaded]:
+    """One item a key, in order; by worker processes if there are any."""
     if workers == 0:
         yield from map(dataset.__getitem__, keys)
         return
-    loader: DataLoader[_Loaded | UserError] = DataLoader(
-        _Caught(dataset),
-        sampler=keys,  # any iterable does
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=_AHEAD,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_settle,
-    )
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        yield loaded
-
-
-def _settle(worker: int) -> None:
-    """Workers are many: each keeps to one core. And they work until the training lets them go."""
-    torch.set_num_threads(1)
-    leave_to_the_training()
+    pin = torch.cuda.is_available()
+    for loaded in make_ahead(dataset.__getitem__, keys, workers):
+        yield loaded.pin_memory() if pin else loaded

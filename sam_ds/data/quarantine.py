@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sam_ds.data.samples import Bad
 
 # So many different bad pictures are always borne: a part of a small set says little.
 _ALWAYS_BORNE = 10
+_logger = logging.getLogger(__name__)
 
 
 class Quarantine:
@@ -55,10 +57,13 @@ class Quarantine:
     def _write(self, bad: Bad) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"sample": bad.sample, "file": bad.file, "reason": bad.reason}) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:  # a full disk costs the record, not the training
+            _logger.warning("%s cannot be written (%s); left out: %s", self.path, error.strerror, line.rstrip())

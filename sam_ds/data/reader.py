@@ -81,7 +81,12 @@ class Reader:
         size, offset, shard = int(row[f"{part}_size"]), int(row[f"{part}_offset"]), int(row["shard"])
         if shard == LOOSE:
             return (self.index.root / f"{os.fsdecode(bytes(row['stem']))}.{part}").read_bytes()
-        content = os.pread(self._descriptor(shard), size, offset)
+        try:
+            content = os.pread(self._descriptor(shard), size, offset)
+        except OSError:
+            if shard in self._descriptors:  # it may be the open file that is bad, not the tar: a server that came back
+                os.close(self._descriptors.pop(shard))
+            raise
         if len(content) != size:
             raise BadSampleError(f"its tar ends within it: {len(content)} of {size} bytes of the {part}")
         return content
