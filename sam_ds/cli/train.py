@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="go on from the newest checkpoint in the run folder if there is one (auto, the default), "
         "start anew (never), or go on from this checkpoint or run folder",
     )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=1800.0,
+        metavar="SECONDS",
+        help="a rank that stays at one place for so long, or a process that is silent for so long or for two minutes, "
+        "ends the job, which names it (default: 1800)",
+    )
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1.0 <= seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 1000000")
+    return seconds
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output or f"runs/{recipe.name}")
     stop.listen()
     try:
-        training = open_run(recipe, config, args.data, args.val, output, args.resume)
+        training = open_run(recipe, config, args.data, args.val, output, args.resume, timedelta(seconds=args.timeout))
         finished = False
         try:
             train(training)

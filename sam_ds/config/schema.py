@@ -112,6 +112,12 @@ class TrainConfig:
     save_every: int = 1000  # 0: at the end only
     keep_last: int = 3
     keep_best: bool = True  # by mIoU at the last number of clicks
+    keep_every: int = 0  # checkpoints of every so many steps stay too; 0: none
+    async_save: bool = True  # write checkpoints beside the training, which then waits only for the copy to the host
+    max_skipped: int = 50  # steps in a row without a finite gradient; then rewind (fp16 looks for its scale in some 20)
+    spike_factor: float = 4.0  # a reported loss so many times the median of the last 20 is a spike; 0: never
+    spike_reports: int = 3  # spikes in a row; then rewind
+    max_rewinds: int = 3  # to the same checkpoint; then the training ends
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.eval_every": (0, _INF),
     "train.save_every": (0, _INF),
     "train.keep_last": (1, _INF),
+    "train.keep_every": (0, _INF),
+    "train.max_skipped": (1, _INF),
+    "train.spike_factor": (0.0, _INF),
+    "train.spike_reports": (1, _INF),
+    "train.max_rewinds": (0, _INF),
     "curriculum.parts": _CHANCE,
     "curriculum.crop_sizes": (0, _INF),
     "curriculum.max_masks": (1, _INF),
@@ -155,6 +160,8 @@ def _check_relations(recipe: Recipe) -> None:
         )
     if recipe.optim.lr == 0.0:
         raise UserError("optim.lr=0: nothing would be trained; give a learning rate above 0")
+    if 0.0 < recipe.train.spike_factor <= 1.0:
+        raise UserError(f"train.spike_factor={recipe.train.spike_factor:g}: must be above 1, or 0 for no detection")
     if not recipe.eval.clicks:
         raise UserError("eval.clicks is empty: give the numbers of clicks to measure after, for example 1,3,5,8")
 

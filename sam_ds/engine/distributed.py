@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from sam_ds.config.errors import RankError, UserError
 
 TIMEOUT = timedelta(minutes=30)
 _control: dist.ProcessGroup | None = None  # made with the process group
+_timeout = TIMEOUT  # of every group
 
 
 def init(timeout: timedelta = TIMEOUT) -> None:
@@ -50,8 +52,15 @@ def init(timeout: timedelta = TIMEOUT) -> None:
         verbose=False,
         timeout=timeout,
     )
-    global _control  # noqa: PLW0603
+    global _control, _timeout  # noqa: PLW0603
+    _timeout = timeout
     _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def bound_waits() -> None:
+    """Give every group that was made since ``init`` its timeout: DeepSpeed makes its own, which would wait longer."""
+    for group in _world.pg_map:
+        _set_pg_timeout(_timeout, group)
 
 
 def control_group() -> dist.ProcessGroup:
@@ -131,7 +140,7 @@ def mean_logs(logs: dict[str, Tensor]) -> dict[str, float]:
 def broadcast(value: Any) -> Any:
     """Rank 0's ``value`` on every rank."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=control_group())
     return box[0]
 
 
@@ -152,5 +161,5 @@ def on_main(work: Callable[[], Any]) -> Any:
 def gather(value: Any) -> list[Any]:
     """Every rank's ``value``, in the order of the ranks, on every rank."""
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=control_group())
     return values

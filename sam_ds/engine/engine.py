@@ -18,6 +18,7 @@ from sam_ds.config.schema import Recipe
 from sam_ds.engine import activation_checkpointing, distributed, weights
 from sam_ds.engine.optimizers import build_adamw
 from sam_ds.engine.timing import PhaseTimes
+from sam_ds.engine.watchdog import watchdog
 from sam_ds.optim.param_groups import param_groups
 from sam_ds.optim.schedule import factor
 
@@ -112,6 +113,7 @@ class Engine:
         ds = deepspeed.initialize(
             model=task, optimizer=optimizer, config=self._deepspeed_settings(), dist_init_required=False
         )[0]
+        distributed.bound_waits()
         # 4. Positions are computed from a random buffer in fp32: 16 bits would move every prompt.
         for name, buffer in task.named_buffers():
             assert buffer.dtype == buffers[name][1], f"DeepSpeed changed the buffer {name} to {buffer.dtype}"
@@ -157,7 +159,7 @@ class Engine:
         lr = self._set_lr(step)
         logs, count = self.accumulate_gradients(batches, step)
         grad_norm, skipped = self._step()
-        self.times.mark("step")
+        self._mark("step", step)
         return StepResult(logs, count, grad_norm, skipped, lr, self.loss_scale())
 
     def accumulate_gradients(self, batches: Sequence[Any], step: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -165,19 +167,23 @@ class Engine:
         assert len(batches) == self.config.accumulation, "one batch for each accumulation step"
         inputs, normalizer = self.prepare(self.task, batches, step)
         count = normalizer * len(inputs) * distributed.world_size()
-        self.times.mark("data")
+        self._mark("data", step)
         totals: dict[str, Tensor] = {}
         for micro, x in enumerate(inputs):
             self.seed(step, micro)
             loss, logs = self.ds(x, normalizer)
-            self.times.mark("forward")
+            self._mark("forward", step)
             self.ds.backward(_spoil_if_not_finite(loss) * self._missing_scale())
-            self.times.mark("backward")
+            self._mark("backward", step)
             if micro + 1 < len(inputs):
                 self.ds.step()  # counts the micro-batch
             for name, value in {"loss/total": loss, **logs}.items():
                 totals[name] = totals.get(name, 0) + value.detach() / len(inputs)
         return totals, count
+
+    def _mark(self, part: str, step: int) -> None:
+        self.times.mark(part)
+        watchdog.mark(f"the end of {part} of step {step}")
 
     def prepare(self, task: Any, batches: Sequence[Any], step: int) -> tuple[list[Any], Tensor]:
         """The inputs of a step's micro-batches, and the mean count of a micro-batch over all ranks.

@@ -34,7 +34,7 @@ class StopFlag:
     def __init__(self) -> None:
         self._asked = False
         self._told = False
-        self._vote = torch.zeros(())
+        self._votes = torch.zeros(2)
         self._reduction: Any = None
 
     def listen(self) -> None:
@@ -55,17 +55,26 @@ class StopFlag:
         self._asked = self._asked or _get_default_store().check([_KEY])
         return self._asked
 
-    def ask(self) -> None:
-        """Begin to ask all ranks; ``answer`` has what they say. Collective."""
-        self._vote = torch.tensor(float(self._asked))  # the store is not asked: every step comes here
-        group = distributed.control_group()
-        self._reduction = dist.all_reduce(self._vote, dist.ReduceOp.MAX, group=group, async_op=True)
+    def ask(self, busy: bool = False) -> None:
+        """Begin to ask all ranks; ``answer`` has what they say. Collective.
 
-    def answer(self) -> None:
-        """Raise Preempted on every rank if any had been asked to stop when ``ask`` was called. Collective."""
+        Args:
+            busy: what else all ranks are to know of each other.
+        """
+        self._votes = torch.tensor([self._asked, busy]).float()  # the store is not asked: every step comes here
+        group = distributed.control_group()
+        self._reduction = dist.all_reduce(self._votes, dist.ReduceOp.MAX, group=group, async_op=True)
+
+    def answer(self) -> bool:
+        """Raise Preempted on every rank if any had been asked to stop when ``ask`` was called. Collective.
+
+        Returns whether any was busy.
+        """
         self._reduction.wait()
-        if self._vote:
+        stopping, busy = self._votes.tolist()
+        if stopping:
             raise Preempted
+        return bool(busy)
 
     def check(self) -> None:
         """``ask`` and ``answer`` at once."""

@@ -56,6 +56,11 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Raises UserError if ``folder`` is no complete checkpoint that this version can read."""
     path = folder / MANIFEST
@@ -132,6 +137,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_space(folder: Path, needed: int) -> None:
+    """Raises OSError if ``needed`` bytes do not fit where ``folder`` lies."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{folder.parent} has {free / 1e9:.2f} GB free, and a checkpoint needs {needed / 1e9:.2f}")
+
+
 def find(root: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     if not root.is_dir():
@@ -205,10 +217,15 @@ def resolve(path: Path) -> Path:
     raise UserError(f"there is no complete checkpoint at {path}: give a run folder or one of its checkpoints/step_…")
 
 
-def prune(root: Path, keep_last: int, keep_best: bool) -> list[Path]:
-    """Delete all but the newest ``keep_last`` (at least one) checkpoints and the best. Returns what was deleted."""
+def prune(root: Path, keep_last: int, keep_best: bool, keep_every: int = 0) -> list[Path]:
+    """Delete all checkpoints but the newest ``keep_last`` (at least one), the best, and those of ``keep_every`` steps.
+
+    Returns what was deleted.
+    """
     found = find(root)
     keep = set(found[-max(1, keep_last) :])
+    if keep_every:
+        keep.update(path for path in found if step_of(path) % keep_every == 0)
     if keep_best:
         scores = {path: score for path in found if (score := _score(path)) is not None}
         if scores:

@@ -32,11 +32,15 @@ class Journal:
         if torn:
             self._file.write("\n")
         if resumed_at is not None:
-            self.metrics(resumed_at, {"resumed": 1.0})
+            self.resumed(resumed_at)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.step = step
         self._write({name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()})
+
+    def resumed(self, step: int) -> None:
+        """The run goes on from ``step``: lines of later ones are void."""
+        self.metrics(step, {"resumed": 1.0})
 
     def artifact(self, path: Path) -> None:
         path = path.absolute()

@@ -43,6 +43,9 @@ class MlflowWriter:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing: the writer reads the journal."""
 
+    def resumed(self, step: int) -> None:
+        """Nothing: the writer reads the journal."""
+
     def artifact(self, path: Path) -> None:
         """Nothing: the writer reads the journal."""
 

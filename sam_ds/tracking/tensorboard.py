@@ -11,11 +11,19 @@ from PIL import Image
 
 class TensorboardTracker:
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
+        self._folder = folder
+        self._open(resumed_at)
+
+    def _open(self, resumed_at: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         # What was written after the checkpoint is hidden when the run goes on from it.
-        self._writer = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
+        self._writer = SummaryWriter(str(self._folder), purge_step=None if resumed_at is None else resumed_at + 1)
         self._step = resumed_at or 0
+
+    def resumed(self, step: int) -> None:
+        self._writer.close()
+        self._open(step)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._step = step

@@ -20,6 +20,10 @@ class Tracker(Protocol):
         """Report numbers, after ``step`` optimizer steps. Names are paths: "loss/dice", "eval/miou@1"."""
         ...
 
+    def resumed(self, step: int) -> None:
+        """What was reported of later steps is void: the run went back."""
+        ...
+
     def artifact(self, path: Path) -> None:
         """Report a file, best one in the run folder. It is read later, so it must stay."""
         ...
@@ -33,6 +37,9 @@ class NullTracker:
     """Reports nothing: the tracker of every rank but the first."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def resumed(self, step: int) -> None:
         pass
 
     def artifact(self, path: Path) -> None:
@@ -53,6 +60,11 @@ class _All:
         self._journal.metrics(step, values)
         for other in self._others:
             other.metrics(step, values)
+
+    def resumed(self, step: int) -> None:
+        self._journal.resumed(step)
+        for other in self._others:
+            other.resumed(step)
 
     def artifact(self, path: Path) -> None:
         self._journal.artifact(path)

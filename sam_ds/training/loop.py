@@ -2,65 +2,74 @@
 
 from __future__ import annotations
 
-from sam_ds.config.errors import UserError
 from sam_ds.engine import distributed
 from sam_ds.engine.preemption import Preempted, stop
 from sam_ds.training.run import Run
 from sam_ds.training.state import TrainState
-
-# fp16 looks for its loss scale by skipping steps, some 20 at most; more in a row do not mend themselves.
-MAX_SKIPPED_IN_A_ROW = 50
 
 
 def train(run: Run) -> TrainState:
     """Train from where the run stands to its last step, or to where all ranks agree to stop; every rank calls it.
 
     Raises:
-        UserError: the loss stays not finite, or too many pictures are bad.
+        UserError: the numbers go wrong again and again, or too many pictures are bad.
         Preempted: the job was asked to stop; what was trained is saved.
     """
-    train, state = run.recipe.train, run.state
-    pictures = run.engine.config.global_batch(distributed.world_size())
+    state, last = run.state, run.recipe.train.steps
     try:
         run.evaluations.measure_baselines(run.engine, run.progress.say)
-        if state.step == 0 or state.step >= train.steps:  # before the first step, and where none is left to do
+        if state.step == 0 or state.step >= last:  # before the first step, and where none is left to do
             run.evaluate(state)
         stop.check()
-        run.meter.restart()
         with run.progress:
-            for step, batches in zip(range(state.step, train.steps), run.loader.steps(state.step), strict=False):
-                stop.ask()
-                result = run.engine.train_step(batches, step)
-                state = state.after(pictures, result.skipped)
-                _check(state)
-                run.meter.add(result, pictures, run.kit.rounds(run.recipe, step))
-                run.progress.advance()
-                evaluate, save = (
-                    _due(state.step, every, train.steps) for every in (train.eval_every, train.save_every)
-                )
-                if evaluate or save or _due(state.step, train.log_every, train.steps):
-                    run.log(state)
-                stop.answer()
-                score = run.evaluate(state) if evaluate else None
-                if save or (evaluate and train.keep_best and run.evaluations.is_best(score)):
-                    run.save(state, score)
+            while state.step < last:
+                state, trouble = _train(run, state)
+                if trouble:
+                    state = run.rewind(state, trouble)
     except Preempted:
-        if state != run.state:
-            run.save(state, None)
-        raise Preempted(f"preempted at step {state.step}") from None
+        run.saver.finish()
+        raise Preempted(f"preempted at step {run.saver.last_step}") from None
     if distributed.is_main():
         run.progress.say(run.evaluations.report(state.step))
     return state
 
 
+def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
+    """Train to the last step, or to where the numbers go wrong: then why they do."""
+    train, trouble, save = run.recipe.train, "", False
+    pictures = run.engine.config.global_batch(distributed.world_size())
+    run.meter.restart()
+    stream = run.loader.steps(state.step, state.left_out)
+    try:
+        for step, batches in zip(range(state.step, train.steps), stream, strict=False):
+            stop.ask(busy=run.saver.busy())
+            result = run.engine.train_step(batches, step)
+            state = state.after(pictures, result.skipped)
+            run.meter.add(result, pictures, run.kit.rounds(run.recipe, step))
+            run.progress.advance()
+            trouble = run.health.after_step(state)
+            log, evaluate, now = (
+                _due(state.step, every, train.steps) for every in (train.log_every, train.eval_every, train.save_every)
+            )
+            save = save or now
+            if log or evaluate or now or trouble:
+                trouble = run.log(state) or trouble
+            if not stop.answer():  # no rank is busy with a checkpoint
+                trouble = run.saver.finish() or trouble
+            score = run.evaluate(state) if evaluate and not trouble else None
+            save = save or (evaluate and train.keep_best and run.evaluations.is_best(score))
+            # A rewind would lead back to it: not in the middle of steps that are skipped.
+            if save and not trouble and (not result.skipped or state.step == train.steps):
+                trouble, save = run.save(state, score), False
+            if trouble:
+                return state, trouble
+        return state, run.saver.finish()
+    except Preempted:
+        if state.step != run.saver.last_step:
+            run.save(state, None)
+        raise
+
+
 def _due(step: int, every: int, last: int) -> bool:
     """Whether something that comes ``every`` so many steps (0: never) and after the last comes now."""
     return step == last or (every > 0 and step % every == 0)
-
-
-def _check(state: TrainState) -> None:
-    if state.skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-        raise UserError(
-            f"the loss or its gradient was not finite in {state.skipped_in_a_row} steps in a row, up to step "
-            f"{state.step}: lower optim.lr, or train in bf16 or fp32 instead of fp16"
-        )

@@ -43,8 +43,12 @@ class StepMeter:
         values |= self._throughput.read()
         values |= {f"time/{part}": seconds for part, seconds in self._engine.times.read().items()}
         values |= peak_memory(self._engine.device)
-        self._sums, self._steps, self._last = {}, 0, None
+        self.forget()
         return values
+
+    def forget(self) -> None:
+        """Leave out the steps since the last reading."""
+        self._sums, self._steps, self._last = {}, 0, None
 
     def restart(self) -> None:
         """What came since the last reading (an evaluation, a save) is no part of a step's time."""

@@ -35,6 +35,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
+    def move_to(self, step: int) -> None:
+        """Go on from another step."""
+        self._step = step
+        self._began = (time.perf_counter(), step)
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
     def show(self, values: Mapping[str, float]) -> None:
         """Numbers of the steps just done: beside the bar, or a line of their own."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

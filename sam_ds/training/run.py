@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
+from sam_ds.engine.watchdog import watchdog
 from sam_ds.storage import checkpoints
 from sam_ds.tracking.environment import environment
 from sam_ds.tracking.tracker import Tracker, open_tracker
 from sam_ds.training import tasks
 from sam_ds.training.evaluations import Evaluations
+from sam_ds.training.health import Health
 from sam_ds.training.meters import StepMeter
 from sam_ds.training.progress import Progress
+from sam_ds.training.saving import Saver
 from sam_ds.training.state import RunFolder, TrainState
+
+_MORE = timedelta(seconds=60)  # that a group waits for longer than the watchdog, which knows more to say
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,27 @@ class Run:
     meter: StepMeter
     evaluations: Evaluations
     progress: Progress
+    saver: Saver
+    health: Health
     state: TrainState  # where it starts
+    rewinds: list[int] = field(default_factory=list)  # steps that were gone back to
 
-    def log(self, state: TrainState) -> None:
-        """Report the means of the steps since the last report. Collective, and waits for the device."""
+    def log(self, state: TrainState) -> str:
+        """Report the means of the steps since the last report. Collective, and waits for the device.
+
+        Returns why the training cannot go on so, or "".
+        """
         values = self.meter.read() | {"skipped_steps": float(state.skipped), "pictures": float(state.pictures)}
-        self.tracker.metrics(state.step, values)
+        spike, trouble = False, ""
+        if "loss/total" in values:
+            rounds = self.kit.rounds(self.recipe, state.step - 1)
+            spike, trouble = self.health.after_report(values["loss/total"], rounds)
+        self.tracker.metrics(state.step, values | {"loss/spike": float(spike)})
         shown = {"loss": "loss/total", "lr": "lr", "norm": "grad_norm", "pictures/s": "throughput/images_per_s"}
         self.progress.show({short: values[name] for short, name in shown.items() if name in values})
+        if spike:
+            self.progress.say(f"the loss has a spike at step {state.step}")
+        return trouble
 
     def evaluate(self, state: TrainState) -> float:
         """Measure the weights of now, once; returns the score. Collective."""
@@ -50,37 +69,71 @@ class Run:
         self.meter.restart()
         return score
 
-    def save(self, state: TrainState, score: float | None) -> None:
-        """Write a checkpoint and delete those that are not to be kept; where none can be written, go on. Collective."""
-        try:
-            path = checkpoint.save(self.engine, self.folder.checkpoints, state.step, score, state.progress())
-        except checkpoint.SaveError as error:
-            self.progress.say(f"NOT SAVED at step {state.step}, training goes on: {error}")
-        else:
-            if distributed.is_main():
-                train = self.recipe.train
-                checkpoints.prune(self.folder.checkpoints, train.keep_last, train.keep_best)
-            self.progress.say(f"saved {path}")
+    def save(self, state: TrainState, score: float | None) -> str:
+        """Begin to write a checkpoint. Collective. Returns why the state is none to go on from, or ""."""
+        trouble = self.saver.start(state, score)
         self.meter.restart()
+        return trouble
+
+    def rewind(self, state: TrainState, trouble: str) -> TrainState:
+        """Go back to the newest whole checkpoint, and leave out the pictures that led here from there. Collective.
+
+        Raises:
+            UserError: there is none, or it was gone back to often enough.
+        """
+        self.saver.finish()
+        sources = distributed.on_main(lambda: self.folder.checkpoints_for("auto"))
+        before, source, notes = _restore(self.engine, self.folder, sources, state.data)
+        if source is None or self.rewinds.count(before.step) >= self.recipe.train.max_rewinds:
+            where = f"{len(self.rewinds)} times after going back" if source else "before the first checkpoint"
+            raise UserError(
+                f"{trouble}, up to step {state.step}, {where}: lower optim.lr, or train in bf16 or fp32 instead of fp16"
+            )
+        self.rewinds.append(before.step)
+        rewound = before.rewound(state)
+        if distributed.is_main():
+            self.folder.forget(rewound.step)
+        distributed.barrier()
+        self.tracker.resumed(rewound.step)
+        self.tracker.metrics(rewound.step, {"rewinds": float(rewound.rewinds)})
+        self.progress.say(f"REWOUND from step {state.step} to {source}, leaving out the pictures between: {trouble}")
+        for note in notes:
+            self.progress.say(note)
+        self.progress.move_to(rewound.step)
+        self.health.forget()
+        self.meter.forget()
+        self.saver.last_step = rewound.step
+        return rewound
 
     def close(self, failed: bool = False) -> None:
+        watchdog.stop()
         self.tracker.close(failed)
         self.engine.close()
 
 
-def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None, output: Path, resume: str) -> Run:
+def open_run(
+    recipe: Recipe,
+    config: DeepSpeedConfig,
+    data: str,
+    val: str | None,
+    output: Path,
+    resume: str,
+    timeout: timedelta = distributed.TIMEOUT,
+) -> Run:
     """Put a training together, from a checkpoint if ``resume`` (auto, never or a path) leads to one. Collective.
 
-    Everything that a user can get wrong is looked at before the model is built.
+    Everything that a user can get wrong is looked at before the model is built. No rank waits for another for longer
+    than ``timeout``: the job then ends, and says for whom it waited.
 
     Raises:
         UserError: it cannot start so.
     """
     kit = tasks.kit(recipe.task)
-    distributed.init()
+    distributed.init(timeout + _MORE)
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
     sources = distributed.on_main(lambda: _open_folder(folder, resume))
+    watchdog.start(timeout.total_seconds(), output)
     distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
     if not distributed.is_main():
         kit.open_data(data, val)  # … and the others find it
@@ -101,6 +154,8 @@ def open_run(recipe: Recipe, config: DeepSpeedConfig, data: str, val: str | None
         meter=StepMeter(engine),
         evaluations=Evaluations(recipe, kit, folder, tracker),
         progress=progress,
+        saver=Saver(engine, folder, recipe.train, tracker, progress, state.step),
+        health=Health(recipe.train),
         state=state,
     )
 

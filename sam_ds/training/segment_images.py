@@ -14,6 +14,7 @@ from sam_ds.data.index import Index, open_index, open_splits
 from sam_ds.data.loader import EvalLoader, TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
+from sam_ds.engine.watchdog import watchdog
 from sam_ds.evaluation import interactive, metrics
 from sam_ds.evaluation.baseline import AREA_PICTURES, DiscBaseline, mean_area_fraction
 from sam_ds.evaluation.pictures import Gallery
@@ -85,7 +86,8 @@ class SegmentImagesKit:
         side = sam_config(recipe.model.preset).image_size
         rank, world = distributed.rank(), distributed.world_size()
         loader = EvalLoader(self.splits[1], recipe.data, side, recipe.eval, rank, world)
-        sums = interactive.evaluate(predictor, stop.until_seen(loader), recipe.eval, device, watcher=gallery)
+        batches = watchdog.marked(stop.until_seen(loader), "a batch of the evaluation")
+        sums = interactive.evaluate(predictor, batches, recipe.eval, device, watcher=gallery)
         stop.check()
         total = distributed.all_reduce_sum(sums.to_tensor().to(device))
         return sums.from_tensor(total).metrics()

@@ -28,6 +28,8 @@ class TrainState:
     pictures: int = 0  # seen, by all ranks
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
+    rewinds: int = 0  # to a checkpoint, because the numbers went wrong
+    left_out: int = 0  # steps' worth of pictures that rewinds have left out: so far is the stream ahead of the steps
     data: str = ""  # fingerprint of the pictures
 
     def after(self, pictures: int, skipped: bool) -> TrainState:
@@ -39,6 +41,11 @@ class TrainState:
             skipped=self.skipped + skipped,
             skipped_in_a_row=self.skipped_in_a_row + 1 if skipped else 0,
         )
+
+    def rewound(self, before: TrainState) -> TrainState:
+        """This state, of a checkpoint, to go on from after the pictures with which the state ``before`` was reached."""
+        last = before.step + before.left_out
+        return dataclasses.replace(self, rewinds=before.rewinds + 1, left_out=last - self.step)
 
     def progress(self) -> dict[str, Any]:
         """As a checkpoint holds it, next to its own ``step``."""
@@ -75,10 +82,9 @@ class RunFolder:
         """
         if resumed is None:
             self._set_aside()
-        elif (self.path / "evaluations.json").is_file():
+        else:
             # Before recipe.json is written: it says how they were measured.
-            kept = self.evaluations() if self._measured_alike(recipe) else {}
-            self._write("evaluations.json", {title: kept[title] for title in kept if _step(title) <= resumed})
+            self.forget(resumed if self._measured_alike(recipe) else None)
         self._write("recipe.json", recipe_file.to_dict(recipe))
         self._write("deepspeed.json", deepspeed)
         self._write("environment.json", environment)
@@ -90,6 +96,13 @@ class RunFolder:
 
     def add_evaluation(self, title: str, metrics: dict[str, float]) -> None:
         self._write("evaluations.json", self.evaluations() | {title: metrics})
+
+    def forget(self, step: int | None) -> None:
+        """Drop the evaluations of steps after ``step``, or all."""
+        known = self.evaluations()
+        kept = {title: known[title] for title in known if step is not None and _step(title) <= step}
+        if kept != known:
+            self._write("evaluations.json", kept)
 
     def checkpoints_for(self, resume: str) -> list[Path]:
         """The checkpoints to try, in order: those here, newest first (auto), none (never), or the one of a path.
@@ -104,7 +117,7 @@ class RunFolder:
         found = checkpoints.find(self.checkpoints)
         if resume == "auto":
             return found[::-1]
-        last = int(found[-1].name[5:]) if found else -1
+        last = checkpoints.step_of(found[-1]) if found else -1
         if resume != "never":
             source = checkpoints.resolve(Path(resume))
             if found and checkpoints.read_manifest(source).step < last:

@@ -17,7 +17,9 @@ from sam_ds.training.segment_images import SegmentImagesKit
 class Loader(Protocol):
     """An endless stream of batches."""
 
-    def steps(self, start: int) -> Iterator[list[Any]]: ...
+    def steps(self, start: int, left_out: int = 0) -> Iterator[list[Any]]:
+        """A step's micro-batches, from step ``start`` on, with the stream that many steps ahead."""
+        ...
 
 
 class Kit(Protocol):

@@ -11,7 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sam_ds.config import deepspeed as ds_config
+from sam_ds.config.errors import UserError
 from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 from sam_ds.data.loader import TrainLoader
 from sam_ds.engine import distributed
@@ -20,9 +23,11 @@ from sam_ds.engine.gradients import compare_gradients
 from sam_ds.modeling.presets import PRESETS
 from sam_ds.prompts.first import first_prompt
 from sam_ds.recipes import RECIPES
-from sam_ds.tasks.segment_images import SegmentImages
+from sam_ds.tasks.segment_images import SegmentImages, SegmentInputs
 from sam_ds.training import loop, tasks
 from sam_ds.training.run import open_run
+from sam_ds.training.segment_images import SegmentImagesKit
+from sam_ds.types import SegmentBatch
 from tests.engine import cases as engine_cases
 from tests.engine import toy
 
@@ -85,9 +90,10 @@ def interrupted(data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, ou
     run = open_run(recipe, config, data, None, output, "auto")
 
     class Stopping:
-        def steps(self, start: int) -> Any:
-            for step, batches in enumerate(run.loader.steps(start), start):
+        def steps(self, start: int, left_out: int) -> Any:
+            for step, batches in enumerate(run.loader.steps(start, left_out), start):
                 if step == last:
+                    run.saver.finish()
                     raise Interrupted
                 yield batches
 
@@ -146,3 +152,36 @@ def global_batches(folder: Path, data: str, accumulation: int) -> Any:
         ]
         seen.append(sorted(itertools.chain(*distributed.gather(mine))))
     return json.loads(json.dumps(seen))
+
+
+class _SickTask(SegmentImages):
+    """Its loss is not finite for the pictures of the 4th and the 5th step's worth of the stream, 4 pictures a step."""
+
+    def prepare(self, batch: SegmentBatch, step: int) -> SegmentInputs:
+        inputs = super().prepare(batch, step)
+        sick = ((batch.positions // 4 == 3) | (batch.positions // 4 == 4)).any()
+        return dataclasses.replace(inputs, images=torch.where(sick, torch.nan, inputs.images))
+
+
+class _SickKit(SegmentImagesKit):
+    def build(self, recipe: Recipe) -> SegmentImages:
+        return _SickTask(recipe)
+
+
+def rewind(folder: Path, data: str, save_every: int) -> Any:
+    """A run that is led astray by two steps' pictures, with and without a checkpoint before them."""
+    recipe = tiny(steps=6, log_every=1, eval_every=0, save_every=save_every, keep_last=9, max_skipped=2)
+    config = dataclasses.replace(toy.config(2), micro_batch=2)
+    said = io.StringIO()
+    tasks.TASKS["segment_images"] = _SickKit
+    try:
+        with contextlib.redirect_stdout(said):
+            run = open_run(recipe, config, data, None, folder / "run", "auto")
+            state = loop.train(run)
+            run.close()
+    except UserError as error:
+        run.close(failed=True)
+        return {"error": str(error)}
+    finally:
+        tasks.TASKS["segment_images"] = SegmentImagesKit
+    return {"said": said.getvalue(), "state": dataclasses.asdict(state), "folder": str(run.folder.path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
 from sam_ds.storage import checkpoints
+from sam_ds.storage.checkpoints import read_manifest
+from sam_ds.tracking.journal import read_metrics
 from tests.engine import ranks
 from tests.training import cases
 
@@ -35,7 +38,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     runs = {f"resume_{stage}": partial(cases.resume, data=pictures, stage=stage) for stage in (2, 3)}
     batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=1)}
-    return ranks.run(ONE_GRAPH | PARITY | runs | batches, 2, tmp_path_factory.mktemp("ranks"))
+    rewinds = {f"rewind_{every}": partial(cases.rewind, data=pictures, save_every=every) for every in (2, 0)}
+    return ranks.run(ONE_GRAPH | PARITY | runs | batches | rewinds, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,26 @@ def test_a_finished_run_says_so_and_is_measured_as_asked(two_ranks: dict[str, li
     assert "already trained to step 6 of 6: set train.steps higher" in said[0]
     assert "eval.clicks (1, 2) -> (3,)" in said[0] and "mIoU after 3 clicks" in said[0]
     assert said[1] == ""
+
+
+def test_pictures_that_lead_astray_are_left_out(two_ranks: dict[str, list[Any]]) -> None:
+    """Two steps in a row are skipped, the 4th and the 5th: back to the checkpoint of step 2, without steps 3 to 5."""
+    seen, other = ranks.value(two_ranks, "rewind_2")
+    assert "REWOUND from step 5 to" in seen["said"] and "step_00000002" in seen["said"] and other["said"] == ""
+    assert seen["state"] == other["state"]
+    state = seen["state"]
+    assert [state[name] for name in ("step", "rewinds", "left_out", "skipped")] == [6, 1, 3, 0]
+    folder = Path(seen["folder"])
+    rows = {row["step"]: row for row in read_metrics(folder / "metrics.jsonl")}
+    assert all(math.isfinite(rows[step]["loss/total"]) for step in range(1, 7))
+    assert read_manifest(folder / "checkpoints" / "step_00000006").progress["left_out"] == 3
+
+
+def test_without_a_checkpoint_to_go_back_to_it_ends_with_the_reason(two_ranks: dict[str, list[Any]]) -> None:
+    for seen in ranks.value(two_ranks, "rewind_0"):
+        assert (
+            "not finite in 2 steps in a row, up to step 5, before the first checkpoint: lower optim.lr" in seen["error"]
+        )
 
 
 def _check_folder(folder: Path) -> None:

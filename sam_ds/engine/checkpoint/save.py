@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError
@@ -19,6 +23,7 @@ from sam_ds.storage.checkpoints import (
     PARTIAL,
     WEIGHTS,
     Manifest,
+    check_space,
     commit,
     record,
     step_folder,
@@ -31,31 +36,79 @@ class SaveError(Exception):
     """A checkpoint could not be written, on some rank: what is wrong, where, and on which. Older ones are whole."""
 
 
+class NotFiniteError(SaveError):
+    """The weights or AdamW's moments hold numbers that are not finite: this is no state to go on from."""
+
+
 def save(
     engine: Engine, root: Path, step: int, score: float | None = None, progress: dict[str, Any] | None = None
 ) -> Path:
-    """Save everything that the run needs to go on from ``step`` as if it had not stopped. Collective.
+    """``Saving`` and ``finish`` at once. Collective."""
+    return Saving(engine, root, step, score, progress).finish()
 
-    Returns the checkpoint's folder. One of the same step that is there already is replaced.
 
-    Raises:
-        SaveError: on every rank, if any rank cannot write; what it has written is deleted.
+class Saving:
+    """Writes everything that the run needs to go on from ``step`` as if it had not stopped.
+
+    All of it is copied to the host; then the training may go on, and ``finish`` when ``busy`` is False on every rank.
     """
-    partial = step_folder(root, step)
-    partial = partial.with_name(partial.name + PARTIAL)
-    files = Files(engine)
-    manifest = _manifest(engine, step, score, progress or {})
-    _together(partial, lambda: _make(partial) if distributed.is_main() else None)
-    records = _together(partial, lambda: files.write(partial))
-    # Only when every rank's files are on their disks is it complete; only then has it its name.
-    for own in records:
-        manifest.files.update(own)
-    finals = _together(partial, lambda: _commit(partial, manifest) if distributed.is_main() else None)
-    return finals[0]
+
+    def __init__(
+        self,
+        engine: Engine,
+        root: Path,
+        step: int,
+        score: float | None = None,
+        progress: dict[str, Any] | None = None,
+    ) -> None:
+        """Collective.
+
+        Raises:
+            SaveError: on every rank, if there is no space for it, or no folder can be made.
+        """
+        self.step = step
+        final = step_folder(root, step)
+        self._partial = final.with_name(final.name + PARTIAL)
+        self._files = Files(engine)
+        self._manifest = _manifest(engine, step, score, progress or {})
+        needed = sum(_together(self._partial, self._files.num_bytes))
+        _together(self._partial, lambda: _make(self._partial, needed) if distributed.is_main() else None)
+        self._written = _Outcome(problem="the writing thread ended without a word")
+        self._thread = Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        self._written = _attempt(lambda: (self._files.not_finite(), self._files.write(self._partial)))
+
+    def busy(self) -> bool:
+        """Whether this rank still writes."""
+        return self._thread.is_alive()
+
+    def finish(self) -> Path:
+        """Wait for all ranks, and give the checkpoint its name. Collective.
+
+        Returns its folder. One of the same step that was there already is replaced.
+
+        Raises:
+            SaveError: on every rank, if any rank could not write; what it has written is deleted.
+            NotFiniteError: likewise, for what is not worth keeping.
+        """
+        self._thread.join()
+        outcomes = _agree(self._partial, self._written)
+        # Only when every rank's files are on their disks is it complete; only then has it its name.
+        for not_finite, records in outcomes:
+            if not_finite:
+                _discard(self._partial)
+                raise NotFiniteError(f"{not_finite[0]} is not finite")
+            self._manifest.files.update(records)
+        finals = _together(
+            self._partial, lambda: _commit(self._partial, self._manifest) if distributed.is_main() else None
+        )
+        return finals[0]
 
 
 class Files:
-    """What this rank will write, copied to the host: training may go on. Making it is collective."""
+    """What this rank will write, copied to the host. Making it is collective."""
 
     def __init__(self, engine: Engine) -> None:
         rank = distributed.rank()
@@ -64,6 +117,20 @@ class Files:
         self._moments = list(moments.copies(engine.ds)) if engine.config.zero_stage or rank == 0 else []
         self._random = random_state.read()
         self._rank = rank
+
+    def num_bytes(self) -> int:
+        """Of the tensors; what else is in the files is small beside them."""
+        return sum(tensor.nbytes for _, tensor in self._tensors())
+
+    def not_finite(self) -> list[str]:
+        """The tensors with a NaN or an infinity."""
+        return [name for name, tensor in self._tensors() if not bool(torch.isfinite(tensor).all())]
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._model.items()
+        yield from self._rest.items()
+        for part, held in self._moments:
+            yield from ((f"{key} of {part.name}", moment) for key, moment in held.items())
 
     def write(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Write the files and wait for the disk; returns their records for the manifest."""
@@ -80,25 +147,45 @@ class Files:
         return record(folder, [path.name for path in paths])
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What some work gave on one rank, or why it failed."""
+
+    value: Any = None
+    problem: str = ""
+
+
+def _attempt(work: Callable[[], Any]) -> _Outcome:
+    try:
+        return _Outcome(work())
+    except (OSError, UserError, SafetensorError, RuntimeError) as error:  # of Python, ours, of safetensors, of torch
+        return _Outcome(problem=f"rank {distributed.rank()}: {error}")
+
+
+def _agree(partial: Path, own: _Outcome) -> list[Any]:
+    """What the ranks got, or SaveError on every rank if any failed. Collective."""
+    outcomes: list[_Outcome] = distributed.gather(own)
+    problems = [outcome.problem for outcome in outcomes if outcome.problem]
+    if problems:
+        _discard(partial)
+        raise SaveError("; ".join(problems))
+    return [outcome.value for outcome in outcomes]
+
+
 def _together(partial: Path, work: Callable[[], Any]) -> list[Any]:
     """What ``work`` gives on each rank, or SaveError on every rank if it fails on any. Collective."""
-    result, problem = None, ""
-    try:
-        result = work()
-    except (OSError, UserError, SafetensorError, RuntimeError) as error:  # of Python, ours, of safetensors, of torch
-        problem = f"rank {distributed.rank()}: {error}"
-    outcomes = distributed.gather((result, problem))
-    problems = [text for _, text in outcomes if text]
-    if problems:
-        if distributed.is_main():
-            shutil.rmtree(partial, ignore_errors=True)
-        raise SaveError("; ".join(problems))
-    return [value for value, _ in outcomes]
+    return _agree(partial, _attempt(work))
 
 
-def _make(partial: Path) -> None:
+def _discard(partial: Path) -> None:
+    if distributed.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make(partial: Path, needed: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    check_space(partial, needed)
 
 
 def _commit(partial: Path, manifest: Manifest) -> Path:

@@ -1,0 +1,204 @@
+"""A rank that hangs, is stopped, or whose machine is gone: noticed by the others, named, and the job ended.
+
+Without it the others wait in a collective for as long as its timeout, and then say that they waited, not for whom.
+Every rank's watchdog, in threads of its own, tells the common store how far its rank is. Rank 0's looks at all of
+them; the others look whether rank 0's store still answers. What is found wrong is told to all, every rank writes where
+all of its threads are, and ends with ``EXIT_CODE``, so that the launcher ends the job and its scheduler restarts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from sam_ds.engine import distributed
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+_SILENCE = 120.0  # seconds without a word of a process, at most; a stuck rank is given the whole timeout
+_INTERVAL = 1.0  # seconds between two words, at most
+_VERDICT = "sam_ds/watchdog/verdict"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A rank's word."""
+
+    count: int  # of its words
+    marks: int  # places it has passed: every rank passes the same ones, in the same order
+    place: str  # the last of them
+    waits: bool  # its main thread is in a collective
+    host: str
+    pid: int
+
+
+class Judge:
+    """Decides from what is heard of the ranks, and when, which of them is in trouble. ``now`` is in seconds."""
+
+    def __init__(self, silence: float, timeout: float) -> None:
+        self._silence, self._timeout = silence, timeout
+        self._beats: dict[int, Beat] = {}
+        self._heard: dict[int, float] = {}  # when a rank's word was last another
+        self._moved: dict[int, float] = {}  # when a rank last passed a place
+
+    def hear(self, rank: int, beat: Beat, now: float) -> None:
+        before = self._beats.get(rank)
+        if before is None or before.count != beat.count:
+            self._heard[rank] = now
+        if before is None or before.marks != beat.marks:
+            self._moved[rank] = now
+        self._beats[rank] = beat
+
+    def verdict(self, now: float) -> str:
+        """Who is in trouble, where, and how; "" if nobody is."""
+        for rank, heard in self._heard.items():
+            if now - heard > self._silence:
+                beat = self._beats[rank]
+                return (
+                    f"rank {rank} ({beat.host}, process {beat.pid}) has not been heard of for {now - heard:.0f} s, "
+                    f"last at {beat.place}: it was stopped, or its machine or network is gone"
+                )
+        started = [beat.marks for beat in self._beats.values()]
+        if not started or min(started) == 0 or any(now - moved <= self._timeout for moved in self._moved.values()):
+            return ""
+        behind = [rank for rank, beat in self._beats.items() if beat.marks == min(started)]
+        stuck = [rank for rank in behind if not self._beats[rank].waits] or behind
+        place = f"stuck after {self._beats[stuck[0]].place} for more than {self._timeout:.0f} s"
+        if len(stuck) == len(started) > 1:
+            return f"all ranks are {place}: their network hangs?"
+        return f"{', '.join(f'rank {rank} ({self._beats[rank].host})' for rank in stuck)} is {place}"
+
+
+class Watchdog:
+    """One a process. ``mark`` is free; the rest happens in two threads."""
+
+    def __init__(self) -> None:
+        self._marks, self._place = 0, "start-up"
+        self._verdict = ""
+        self._answered = 0.0  # when the store last did
+        self._ended: threading.Event | None = None
+
+    def mark(self, place: str) -> None:
+        """The main thread has come to ``place``. From the first mark of every rank on, they are timed."""
+        self._place = place
+        self._marks += 1
+
+    def marked(self, items: Iterable[T], place: str) -> Iterator[T]:
+        """The items of long work, a mark before each."""
+        for item in items:
+            self.mark(place)
+            yield item
+
+    def start(self, timeout: float, stacks: Path) -> None:
+        """Begin to watch. Collective.
+
+        Args:
+            timeout: seconds that a rank may stay at one place. A process of which nothing at all is heard is given
+                up sooner, after two minutes at most.
+            stacks: the folder for ``stacks_rank_….txt``.
+        """
+        self.stop()
+        self._marks, self._verdict = 0, ""
+        self._ended, self._answered = threading.Event(), time.monotonic()
+        silence = min(_SILENCE, timeout)
+        interval = min(_INTERVAL, timeout / 5)
+        # A client of its own: the main thread may be waiting in the group's.
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=silence),
+        )
+        self._tell(store, 0)
+        distributed.gather(None)  # from here on every rank's word is there
+        judge = Judge(silence, timeout) if distributed.is_main() else None
+        threading.Thread(target=self._talk, args=(store, judge, interval, self._ended), daemon=True).start()
+        threading.Thread(target=self._wait, args=(silence, interval, stacks, self._ended), daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no longer; from here on the ranks end on their own."""
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None
+
+    def _talk(self, store: dist.TCPStore, judge: Judge | None, interval: float, ended: threading.Event) -> None:
+        """May hang with the store: ``_wait`` notices."""
+        count = 0
+        while not ended.wait(interval):
+            count += 1
+            with contextlib.suppress(RuntimeError):  # of the store: it answers again, or it is given up
+                self._tell(store, count)
+                if store.check([_VERDICT]):
+                    self._verdict = self._verdict or store.get(_VERDICT).decode()
+                found = _judge(store, judge) if judge else ""
+                if found:
+                    store.set(_VERDICT, found)
+                    self._verdict = found
+                self._answered = time.monotonic()
+
+    def _tell(self, store: dist.TCPStore, count: int) -> None:
+        beat = Beat(count, self._marks, self._place, _in_a_collective(), socket.gethostname(), os.getpid())
+        store.set(_key(distributed.rank()), json.dumps(vars(beat)))
+
+    def _wait(self, silence: float, interval: float, stacks: Path, ended: threading.Event) -> None:
+        while not ended.wait(interval):
+            quiet = time.monotonic() - self._answered
+            if not self._verdict and quiet > silence:
+                self._verdict = f"rank 0 has not been heard of for {quiet:.0f} s, nor the store that it keeps"
+            if self._verdict:
+                _write_stacks(self._verdict, stacks)
+                time.sleep(3 * interval)  # with the first rank that ends, others end in errors of their network
+                os._exit(EXIT_CODE)
+
+
+def _judge(store: dist.TCPStore, judge: Judge) -> str:
+    ranks = range(distributed.world_size())
+    for rank, word in zip(ranks, store.multi_get([_key(rank) for rank in ranks]), strict=True):
+        judge.hear(rank, Beat(**json.loads(word)), time.monotonic())
+    return judge.verdict(time.monotonic())
+
+
+def _key(rank: int) -> str:
+    return f"sam_ds/watchdog/{rank}"
+
+
+def _in_a_collective() -> bool:
+    """Whether the main thread is waiting for other ranks, as far as its Python code tells."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(("torch.distributed", "deepspeed.comm")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _write_stacks(verdict: str, folder: Path) -> None:
+    """Say what is wrong, and write where this rank's threads are, whatever its main thread does."""
+    rank = distributed.rank()
+    path = folder / f"stacks_rank_{rank:05d}.txt"
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(f"{verdict}\n{socket.gethostname()}, rank {rank}, {time.strftime('%F %T')}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+    except OSError:
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+    print(f"sam-ds: watchdog: {verdict}; rank {rank}'s stacks: {path}; ending the job", file=sys.stderr, flush=True)
+
+
+watchdog = Watchdog()
+"""Of this process."""

@@ -1,0 +1,75 @@
+"""Checkpoints of a training: written beside it, and never a reason to stop it."""
+
+from __future__ import annotations
+
+import time
+
+from sam_ds.config.schema import TrainConfig
+from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine.engine import Engine
+from sam_ds.storage import checkpoints
+from sam_ds.tracking.tracker import Tracker
+from sam_ds.training.progress import Progress
+from sam_ds.training.state import RunFolder, TrainState
+
+
+class Saver:
+    """Has one checkpoint under way at a time."""
+
+    def __init__(
+        self, engine: Engine, folder: RunFolder, train: TrainConfig, tracker: Tracker, progress: Progress, step: int
+    ) -> None:
+        """``step``: the one that the training goes on from, which needs no saving."""
+        self._engine, self._folder, self._train = engine, folder, train
+        self._tracker, self._progress = tracker, progress
+        self._saving: checkpoint.Saving | None = None
+        self._began = 0.0
+        self.last_step = step  # that was begun to be saved, or loaded
+
+    def start(self, state: TrainState, score: float | None) -> str:
+        """Begin to save; where that is impossible, go on. Collective.
+
+        Returns as ``finish``, which it waits for where the recipe wants no writing beside the training.
+        """
+        trouble = self.finish()
+        if trouble:
+            return trouble
+        self._began = time.perf_counter()
+        self.last_step = state.step
+        try:
+            self._saving = checkpoint.Saving(
+                self._engine, self._folder.checkpoints, state.step, score, state.progress()
+            )
+        except checkpoint.SaveError as error:
+            self._not_saved(state.step, error)
+        trouble = "" if self._train.async_save else self.finish()
+        self._tracker.metrics(state.step, {"save/stall_s": time.perf_counter() - self._began})
+        return trouble
+
+    def busy(self) -> bool:
+        """Whether this rank still writes."""
+        return self._saving is not None and self._saving.busy()
+
+    def finish(self) -> str:
+        """Wait for the checkpoint that is under way, if one is, and delete those that are not to be kept. Collective.
+
+        Returns why what was saved is no state to go on from, or "".
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return ""
+        try:
+            path = saving.finish()
+        except checkpoint.SaveError as error:
+            self._not_saved(saving.step, error)
+            return str(error) if isinstance(error, checkpoint.NotFiniteError) else ""
+        if distributed.is_main():
+            train = self._train
+            checkpoints.prune(self._folder.checkpoints, train.keep_last, train.keep_best, train.keep_every)
+        self._tracker.metrics(saving.step, {"save/seconds": time.perf_counter() - self._began})
+        self._progress.say(f"saved {path}")
+        return ""
+
+    def _not_saved(self, step: int, error: checkpoint.SaveError) -> None:
+        self._tracker.metrics(step, {"save/failed": 1.0})
+        self._progress.say(f"NOT SAVED at step {step}, training goes on: {error}")

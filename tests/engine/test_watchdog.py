@@ -1,0 +1,85 @@
+"""Who is in trouble, told from what is heard of the ranks; and a job that ends when one of its ranks hangs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from sam_ds.engine.watchdog import EXIT_CODE, Beat, Judge
+from tests.engine import hanging
+
+
+def judged(words: dict[int, list[tuple[int, int]]], seconds: int, waiting: tuple[int, ...] = ()) -> str:
+    """The verdict after words (count, marks) of ranks, one a second; the last is repeated."""
+    judge = Judge(silence=5, timeout=20)
+    for now in range(seconds):
+        for rank, said in words.items():
+            count, marks = said[min(now, len(said) - 1)]
+            judge.hear(
+                rank, Beat(count, marks, f"place {marks}", rank in waiting, f"host-{rank}", 100 + rank), float(now)
+            )
+    return judge.verdict(float(seconds))
+
+
+ALIVE = [(count, count) for count in range(1, 100)]
+
+
+def test_ranks_that_go_on_are_left_alone() -> None:
+    assert judged({0: ALIVE, 1: ALIVE}, 60) == ""
+
+
+def test_before_the_training_nobody_is_late() -> None:
+    """One rank indexes the pictures for an hour, the others wait for it."""
+    waiting = [(count, 0) for count in range(1, 100)]
+    assert judged({0: ALIVE, 1: waiting}, 60) == ""
+
+
+def test_a_silent_process_is_named() -> None:
+    verdict = judged({0: ALIVE, 1: ALIVE[:10]}, 18)
+    assert verdict.startswith("rank 1 (host-1, process 101) has not been heard of for 9 s, last at place 10")
+
+
+def test_the_rank_that_is_behind_is_named_not_those_that_wait() -> None:
+    words = {rank: [(count, min(count, 12 - (rank == 1))) for count in range(1, 100)] for rank in range(3)}
+    assert judged(words, 30) == ""
+    assert judged(words, 40) == "rank 1 (host-1) is stuck after place 11 for more than 20 s"
+
+
+def test_where_all_are_at_one_place_all_are_named() -> None:
+    words = {rank: [(count, min(count, 12)) for count in range(1, 100)] for rank in range(2)}
+    assert "all ranks are stuck after place 12" in judged(words, 40)
+    assert judged(words, 40, waiting=(0,)).startswith("rank 1 (host-1) is stuck after place 12")  # 0 is in a collective
+
+
+@pytest.mark.parametrize(("who", "how"), [(0, "stopped"), (1, "stopped"), (1, "hangs")])
+def test_the_job_ends_when_a_rank_hangs_and_says_which(who: int, how: str, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=hanging.train, args=(rank, port, tmp_path), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    until = time.monotonic() + 120
+    while not (tmp_path / "training").exists():
+        assert time.monotonic() < until and all(process.is_alive() for process in processes)
+        time.sleep(0.05)
+    began = time.monotonic()
+    if how == "stopped":
+        os.kill(processes[who].pid or 0, signal.SIGSTOP)
+    else:
+        (tmp_path / f"hang_{who}").touch()
+    other = processes[1 - who]
+    other.join(60)
+    assert other.exitcode == EXIT_CODE, time.monotonic() - began
+    processes[who].kill()
+    told = (tmp_path / f"stacks_rank_{1 - who:05d}.txt").read_text()
+    assert told.startswith(f"rank {who} "), told
+    assert ("stuck after a step" in told) == (how == "hangs")
+    assert "hanging.py" in told  # the stack of the main thread
