@@ -45,6 +45,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="a rank that stays at one place for so long, or a process that is silent for so long or for two minutes, "
         "ends the job, which names it (default: 1800)",
     )
+    parser.add_argument(
+        "--paranoid",
+        action="store_true",
+        help="after every step, compare over the ranks one of the tensors that all should hold alike",
+    )
     parser.set_defaults(run=run)
 
 
@@ -104,16 +109,26 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output or f"runs/{recipe.name}")
     stop.listen()
     try:
-        training = open_run(recipe, config, args.data, args.val, output, args.resume, timedelta(seconds=args.timeout))
-        finished = False
+        training = open_run(
+            recipe,
+            config,
+            args.data,
+            args.val,
+            output,
+            args.resume,
+            timeout=timedelta(seconds=args.timeout),
+            paranoid=args.paranoid,
+        )
+        error: BaseException | None = None
         try:
             train(training)
-            finished = True
         except Preempted as stopped:
-            finished = True
             training.progress.say(f"{stopped}: the same command goes on from there")
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            training.close(failed=not finished)
+            training.close(error)
         training.progress.say(f"all of it is in {output}")
     finally:
         distributed.shut_down()

@@ -25,6 +25,7 @@ from sam_ds.config.errors import UserError
 MANIFEST = "complete.json"
 WEIGHTS = "weights.safetensors"
 VERSION = 2
+NUM_BYTES = 12  # of a checkpoint, for each parameter: its weight and AdamW's two moments, in fp32
 PARTIAL = ".partial"  # ends the name of a folder that is being written
 OLDER = ".older"  # of one that makes room for another of the same step
 DELETED = ".deleted"  # of one that is being deleted

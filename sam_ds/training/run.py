@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.errors import UserError
 from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
-from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine import distributed, replicas
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.storage import checkpoints
@@ -24,7 +25,9 @@ from sam_ds.training.evaluations import Evaluations
 from sam_ds.training.health import Health
 from sam_ds.training.meters import StepMeter
 from sam_ds.training.progress import Progress
+from sam_ds.training.restore import restore
 from sam_ds.training.saving import Saver
+from sam_ds.training.starts import Starts
 from sam_ds.training.state import RunFolder, TrainState
 
 _MORE = timedelta(seconds=60)  # that a group waits for longer than the watchdog, which knows more to say
@@ -44,6 +47,8 @@ class Run:
     saver: Saver
     health: Health
     state: TrainState  # where it starts
+    starts: Starts
+    paranoid: bool  # compare over the ranks, after every step, what they should hold alike
     rewinds: list[int] = field(default_factory=list)  # steps that were gone back to
 
     def log(self, state: TrainState) -> str:
@@ -83,7 +88,7 @@ class Run:
         """
         self.saver.finish()
         sources = distributed.on_main(lambda: self.folder.checkpoints_for("auto"))
-        before, source, notes = _restore(self.engine, self.folder, sources, state.data)
+        before, source, notes = restore(self.engine, self.folder, sources, state.data)
         if source is None or self.rewinds.count(before.step) >= self.recipe.train.max_rewinds:
             where = f"{len(self.rewinds)} times after going back" if source else "before the first checkpoint"
             raise UserError(
@@ -105,9 +110,20 @@ class Run:
         self.saver.last_step = rewound.step
         return rewound
 
-    def close(self, failed: bool = False) -> None:
+    def check_replicas(self, state: TrainState) -> None:
+        """Raises ReplicaError, on every rank, if ranks differ in what they should hold alike. Collective."""
+        if self.paranoid:
+            replicas.check_one(self.engine, state.step)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """The training is over, because of ``error`` if it has not come to its end."""
         watchdog.stop()
-        self.tracker.close(failed)
+        if distributed.is_main():
+            if error is None or isinstance(error, (UserError, KeyboardInterrupt)):
+                self.starts.progressed()
+            else:
+                self.starts.failed(f"{type(error).__name__}: {error}")
+        self.tracker.close(failed=error is not None)
         self.engine.close()
 
 
@@ -119,6 +135,7 @@ def open_run(
     output: Path,
     resume: str,
     timeout: timedelta = distributed.TIMEOUT,
+    paranoid: bool = False,
 ) -> Run:
     """Put a training together, from a checkpoint if ``resume`` (auto, never or a path) leads to one. Collective.
 
@@ -134,13 +151,13 @@ def open_run(
     folder = RunFolder(output)
     sources = distributed.on_main(lambda: _open_folder(folder, resume))
     watchdog.start(timeout.total_seconds(), output)
-    distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
-    if not distributed.is_main():
-        kit.open_data(data, val)  # … and the others find it
+    _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
     engine = Engine(kit.build, recipe, config)
-    state, source, notes = _restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
+    state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
     tracker = _start_folder(folder, engine, source, state)
+    starts = Starts(folder.path)
+    notes += distributed.on_main(lambda: _begin(folder, engine, starts, state))
     progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
     for note in notes:
         progress.say(note)
@@ -154,74 +171,48 @@ def open_run(
         meter=StepMeter(engine),
         evaluations=Evaluations(recipe, kit, folder, tracker),
         progress=progress,
-        saver=Saver(engine, folder, recipe.train, tracker, progress, state.step),
+        saver=Saver(engine, folder, recipe.train, tracker, progress, starts, state.step),
         health=Health(recipe.train),
         state=state,
+        starts=starts,
+        paranoid=paranoid,
     )
+
+
+def _open_data(kit: tasks.Kit, data: str, val: str | None) -> None:
+    distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
+    if not distributed.is_main():
+        kit.open_data(data, val)  # … and the others find it
+
+
+def _begin(folder: RunFolder, engine: Engine, starts: Starts, state: TrainState) -> list[str]:
+    notes = _check_disk(folder, engine)
+    starts.begin(state.step)
+    return notes
+
+
+def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
+    """What the user should know of the space for checkpoints. Raises UserError if there is not enough for one."""
+    train = engine.recipe.train
+    needed = checkpoints.NUM_BYTES * sum(math.prod(shape) for shape in engine.shapes.values())
+    free = shutil.disk_usage(folder.path).free
+    kept = train.keep_last + train.keep_best + 1  # one is written before another is deleted
+    missing = max(0, kept - len(checkpoints.find(folder.checkpoints))) * needed - free
+    if free < needed:
+        raise UserError(
+            f"{folder.path} has {free / 1e9:.2f} GB free, and a checkpoint of this model needs {needed / 1e9:.2f}: "
+            "free some, or choose another --output"
+        )
+    if missing > 0:
+        return [
+            f"{folder.path} lacks {missing / 1e9:.2f} GB for the {kept} checkpoints that the recipe will have there"
+        ]
+    return []
 
 
 def _open_folder(folder: RunFolder, resume: str) -> list[Path]:
     make_writable(folder.path)
     return folder.checkpoints_for(resume)
-
-
-def _restore(
-    engine: Engine, folder: RunFolder, sources: list[Path], data: str
-) -> tuple[TrainState, Path | None, list[str]]:
-    """The state to go on from, the checkpoint that had it, and what the user should know of it.
-
-    A damaged checkpoint of this run is set aside, and the one before it taken.
-
-    Args:
-        sources: the checkpoints to try, in order.
-        data: the fingerprint of the pictures.
-    """
-    notes: list[str] = []
-    for source in sources:
-        try:
-            manifest = checkpoint.load(engine, source)
-        except checkpoint.DamagedError as error:
-            if not folder.owns(source) or source == sources[-1]:
-                raise
-            notes.append(f"damaged, set aside: {error}")
-            distributed.on_main(partial(checkpoints.set_aside, source))
-            continue
-        return _state_of(engine, source, manifest, data), source, [*notes, *_notes_of(engine, source, manifest)]
-    return TrainState(data=data), None, notes
-
-
-def _state_of(engine: Engine, source: Path, manifest: checkpoints.Manifest, data: str) -> TrainState:
-    if manifest.progress.get("data", data) != data:
-        raise UserError(
-            f"{source} comes from a training on other pictures, or more or fewer of them: give its --data and --val, "
-            "or choose another --output and start from its weights with model.init"
-        )
-    return TrainState(**{**manifest.progress, "data": data, "step": manifest.step})
-
-
-def _notes_of(engine: Engine, source: Path, manifest: checkpoints.Manifest) -> list[str]:
-    steps, notes = engine.recipe.train.steps, [f"going on from {source}"]
-    changed = changed_settings(manifest.recipe, engine.recipe)
-    if changed:
-        notes.append(f"other settings than before step {manifest.step}: {changed}")
-    saved = manifest.world_size, manifest.zero_stage, manifest.precision
-    own = distributed.world_size(), engine.config.zero_stage, engine.config.precision
-    if saved != own:
-        before, now = (f"{ranks} ranks, ZeRO-{stage}, {precision}" for ranks, stage, precision in (saved, own))
-        notes.append(f"saved by {before}, now {now}: the same pictures in the same order, rounded another way")
-    if manifest.step >= steps:
-        notes.append(f"already trained to step {manifest.step} of {steps}: set train.steps higher to go on")
-    return notes
-
-
-def changed_settings(saved: dict[str, Any], recipe: Recipe) -> str:
-    """The settings that differ from those of a checkpoint's recipe, as text; "" if none does."""
-    try:
-        before = recipe_file.flatten(recipe_file.from_dict(saved, "the checkpoint's recipe"))
-    except UserError as error:
-        return f"not comparable ({error})"
-    now = recipe_file.flatten(recipe)
-    return ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name])
 
 
 def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state: TrainState) -> Tracker:

@@ -10,6 +10,7 @@ from sam_ds.engine.engine import Engine
 from sam_ds.storage import checkpoints
 from sam_ds.tracking.tracker import Tracker
 from sam_ds.training.progress import Progress
+from sam_ds.training.starts import Starts
 from sam_ds.training.state import RunFolder, TrainState
 
 
@@ -17,11 +18,18 @@ class Saver:
     """Has one checkpoint under way at a time."""
 
     def __init__(
-        self, engine: Engine, folder: RunFolder, train: TrainConfig, tracker: Tracker, progress: Progress, step: int
+        self,
+        engine: Engine,
+        folder: RunFolder,
+        train: TrainConfig,
+        tracker: Tracker,
+        progress: Progress,
+        starts: Starts,
+        step: int,
     ) -> None:
         """``step``: the one that the training goes on from, which needs no saving."""
         self._engine, self._folder, self._train = engine, folder, train
-        self._tracker, self._progress = tracker, progress
+        self._tracker, self._progress, self._starts = tracker, progress, starts
         self._saving: checkpoint.Saving | None = None
         self._began = 0.0
         self.last_step = step  # that was begun to be saved, or loaded
@@ -64,6 +72,7 @@ class Saver:
             self._not_saved(saving.step, error)
             return str(error) if isinstance(error, checkpoint.NotFiniteError) else ""
         if distributed.is_main():
+            self._starts.progressed()
             train = self._train
             checkpoints.prune(self._folder.checkpoints, train.keep_last, train.keep_best, train.keep_every)
         self._tracker.metrics(saving.step, {"save/seconds": time.perf_counter() - self._began})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_ds.config.errors import UserError
-from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine import checkpoint, distributed, replicas
 from sam_ds.engine.checkpoint import moment_files
 from sam_ds.engine.engine import Engine, StepResult
 from sam_ds.engine.gradients import compare_gradients
@@ -56,11 +56,18 @@ def drifted(folder: Path, stage: int) -> Any:
     """Digests of ranks of which one has changed a weight on its own, as by a gradient that the others lack."""
     engine = Engine(toy.ToyTask, toy.recipe(), toy.config(stage))
     before = own_digest(engine)
+    replicas.check_all(engine, 0)
     if not distributed.is_main():
         engine.task.encoder.pos_embed.data.add_(1.0)
     after = own_digest(engine)
+    said = ""
+    try:
+        for step in range(100):
+            replicas.check_one(engine, step)
+    except replicas.ReplicaError as error:
+        said = str(error)
     engine.close()
-    return [before, after]
+    return [before, after, said]
 
 
 def steps(engine: Engine, start: int, end: int, accumulation: int) -> list[StepResult]:

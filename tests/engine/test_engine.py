@@ -117,6 +117,12 @@ def test_own_digests_tell_ranks_apart(two_ranks: dict[str, list[Any]], name: str
     assert first[0] == second[0] and first[1] != second[1]
 
 
+@pytest.mark.parametrize("name", DRIFTED)
+def test_a_rank_that_differs_is_told(two_ranks: dict[str, list[Any]], name: str) -> None:
+    for seen in ranks.value(two_ranks, name):
+        assert "some ranks (no majority) and the others differ in model.image_encoder.pos_embed" in seen[2]
+
+
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_frozen_encoder_stays_and_then_moves(two_ranks: dict[str, list[Any]], name: str) -> None:
     for seen in ranks.value(two_ranks, name):

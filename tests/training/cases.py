@@ -99,8 +99,8 @@ def interrupted(data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, ou
 
     try:
         loop.train(dataclasses.replace(run, loader=Stopping()))
-    except Interrupted:
-        run.close(failed=True)
+    except Interrupted as error:
+        run.close(error)
 
 
 def resume(folder: Path, data: str, stage: int) -> Any:
@@ -180,7 +180,7 @@ def rewind(folder: Path, data: str, save_every: int) -> Any:
             state = loop.train(run)
             run.close()
     except UserError as error:
-        run.close(failed=True)
+        run.close(error)
         return {"error": str(error)}
     finally:
         tasks.TASKS["segment_images"] = SegmentImagesKit

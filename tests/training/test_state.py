@@ -15,7 +15,7 @@ from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
 from sam_ds.storage.checkpoints import step_folder
 from sam_ds.training.progress import Progress
-from sam_ds.training.run import changed_settings
+from sam_ds.training.restore import changed_settings
 from sam_ds.training.state import RunFolder, TrainState
 from tests.storage.cases import complete
 

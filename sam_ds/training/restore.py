@@ -1,0 +1,74 @@
+"""Going on from a checkpoint: which one, what of it counts, and what the user should know."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sam_ds.config import recipe_file
+from sam_ds.config.errors import UserError
+from sam_ds.config.schema import Recipe
+from sam_ds.engine import checkpoint, distributed
+from sam_ds.engine.engine import Engine
+from sam_ds.storage import checkpoints
+from sam_ds.training.state import RunFolder, TrainState
+
+
+def restore(
+    engine: Engine, folder: RunFolder, sources: list[Path], data: str
+) -> tuple[TrainState, Path | None, list[str]]:
+    """The state to go on from, the checkpoint that had it, and what the user should know of it.
+
+    A damaged checkpoint of this run is set aside, and the one before it taken. Collective.
+
+    Args:
+        sources: the checkpoints to try, in order.
+        data: the fingerprint of the pictures.
+    """
+    notes: list[str] = []
+    for source in sources:
+        try:
+            manifest = checkpoint.load(engine, source)
+        except checkpoint.DamagedError as error:
+            if not folder.owns(source) or source == sources[-1]:
+                raise
+            notes.append(f"damaged, set aside: {error}")
+            distributed.on_main(partial(checkpoints.set_aside, source))
+            continue
+        return _state_of(engine, source, manifest, data), source, [*notes, *_notes_of(engine, source, manifest)]
+    return TrainState(data=data), None, notes
+
+
+def _state_of(engine: Engine, source: Path, manifest: checkpoints.Manifest, data: str) -> TrainState:
+    if manifest.progress.get("data", data) != data:
+        raise UserError(
+            f"{source} comes from a training on other pictures, or more or fewer of them: give its --data and --val, "
+            "or choose another --output and start from its weights with model.init"
+        )
+    return TrainState(**{**manifest.progress, "data": data, "step": manifest.step})
+
+
+def _notes_of(engine: Engine, source: Path, manifest: checkpoints.Manifest) -> list[str]:
+    steps, notes = engine.recipe.train.steps, [f"going on from {source}"]
+    changed = changed_settings(manifest.recipe, engine.recipe)
+    if changed:
+        notes.append(f"other settings than before step {manifest.step}: {changed}")
+    saved = manifest.world_size, manifest.zero_stage, manifest.precision
+    own = distributed.world_size(), engine.config.zero_stage, engine.config.precision
+    if saved != own:
+        before, now = (f"{ranks} ranks, ZeRO-{stage}, {precision}" for ranks, stage, precision in (saved, own))
+        notes.append(f"saved by {before}, now {now}: the same pictures in the same order, rounded another way")
+    if manifest.step >= steps:
+        notes.append(f"already trained to step {manifest.step} of {steps}: set train.steps higher to go on")
+    return notes
+
+
+def changed_settings(saved: dict[str, Any], recipe: Recipe) -> str:
+    """The settings that differ from those of a checkpoint's recipe, as text; "" if none does."""
+    try:
+        before = recipe_file.flatten(recipe_file.from_dict(saved, "the checkpoint's recipe"))
+    except UserError as error:
+        return f"not comparable ({error})"
+    now = recipe_file.flatten(recipe)
+    return ", ".join(f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name])
