@@ -2,6 +2,7 @@
 #
 #   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
 #   make test [ARGS="-k name"]
+#   make fuzz [CASES=2000000]
 #   make kernels [TRITON=3.6.0]
 #   make gpu
 #   make lint
@@ -28,6 +29,7 @@ HOSTFILE ?= hostfiles/local.hostfile
 DATA ?= $(SYNTHETIC)
 OUTPUT ?= runs/$(RECIPE)_$(notdir $(patsubst %/,%,$(DATA)))
 SET ?=
+CASES ?= 2000000
 TRITON ?=
 OTHER_TRITON = .cache/triton-$(TRITON)
 
@@ -47,7 +49,7 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
 UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
-.PHONY: help train test kernels gpu lint bench report clean
+.PHONY: help train test fuzz kernels gpu lint bench report clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -62,6 +64,10 @@ train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).compl
 test: $(VENV)/.installed-dev
 	@$(UNLOCK)
 	$(WITH_PATH) python -m pytest $(ARGS)
+
+# What is read from outside, wrong in millions of ways.
+fuzz: $(VENV)/.installed-dev
+	$(WITH_PATH) python -m tests.fuzz --cases $(CASES)
 
 # The kernels' numbers in Triton's interpreter, and what the compiler makes of them for GPUs that are not here.
 # TRITON tries another version than the one that is installed.

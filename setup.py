@@ -35,6 +35,7 @@ TEST = [
     # Peers that tests compare with; segment-anything is Meta's released code.
     "segment-anything==1.0",
     "scipy>=1.11",
+    "hypothesis>=6.100",
 ]
 
 setup(

@@ -83,7 +83,7 @@ def load(path: str | Path) -> DeepSpeedConfig:
         raw = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     return parse(raw, str(path))
 
@@ -104,7 +104,7 @@ def parse(raw: Any, source: str = "DeepSpeed config") -> DeepSpeedConfig:
         raw=copy.deepcopy(raw),
         micro_batch=micro,
         accumulation=accumulation,
-        zero_stage=zero.get("stage", 0),
+        zero_stage=int(zero.get("stage", 0)),
         precision=_precision(raw, source),
         clip=clip,
         offload_optimizer=_device(zero, "offload_optimizer") != "none",
@@ -156,15 +156,21 @@ def _check(value: Any, kind: Any, source: str, path: str) -> None:
         if value not in kind:
             raise UserError(f"{source}: {path} must be one of {', '.join(kind)}, not {json.dumps(value)}")
         return
-    if kind in (int, float) and type(value) in (int, float) and value < 0:
-        raise UserError(f"{source}: {path} must not be negative: {json.dumps(value)}")
-    if kind is float and type(value) is int:
-        return
-    # Large element counts are often written as 5e8, which JSON reads as a float.
-    if kind is int and isinstance(value, float) and value.is_integer():
+    if kind in (int, float) and type(value) in (int, float) and _is_number(value, kind, source, path):
         return
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise UserError(f"{source}: {path} must be {_TYPE_NAMES[kind]}, not {json.dumps(value)}")
+
+
+def _is_number(value: float, kind: type, source: str, path: str) -> bool:
+    """Whether a number is as good as one of ``kind``. Raises UserError if it is out of all range."""
+    if value < 0:
+        raise UserError(f"{source}: {path} must not be negative: {json.dumps(value)}")
+    if int in (kind, type(value)) and 2**63 <= value < math.inf:
+        raise UserError(f"{source}: {path} must be below 2^63, not {json.dumps(value)}")
+    if kind is float:
+        return type(value) is int
+    return isinstance(value, float) and value.is_integer()  # large counts are often written as 5e8
 
 
 def _positive(raw: dict[str, Any], key: str, source: str, default: int | None) -> int:

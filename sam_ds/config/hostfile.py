@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sam_ds.config.errors import UserError
 
-_LINE = re.compile(r"(?P<host>\S+)\s+slots=(?P<slots>\d+)")
+# A host that began with a dash would be an option to ssh.
+_LINE = re.compile(r"(?P<host>(?!-)[\w.:@%-]+)\s+slots=(?P<slots>\d{1,5})", re.ASCII)
 
 
 @dataclass(frozen=True)

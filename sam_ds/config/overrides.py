@@ -69,7 +69,7 @@ def _parse(text: str, hint: Any) -> Any:
             raise ValueError(text)
         return _BOOLEANS[text.lower()]
     if hint is int:
-        return _whole(text)
+        return tree.convert(_whole(text), int)
     return tree.convert(float(text), float) if hint is float else text
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import typing
 from collections.abc import Iterator
 from typing import Any
+
+_TOO_LARGE = 2**63  # for tensors, NumPy and files
 
 
 @functools.cache
@@ -64,7 +67,9 @@ def convert(value: Any, hint: Any) -> Any:
             raise ValueError(value)
         return tuple(convert(item, kind) for item, kind in zip(value, items, strict=True))
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise ValueError(value)
+    if hint is int and abs(value) >= _TOO_LARGE:
         raise ValueError(value)
     return value

@@ -13,17 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sam_ds.config.errors import UserError
-from sam_ds.data.scan import LOOSE, Finding, name_hashes, scan
+from sam_ds.data.scan import Finding, leads_outside, name_hashes, row_dtype, scan
 
 FORMAT = 1
+_TABLE = re.compile(r"samples-[0-9a-f]{16}\.npy")
+# What comes of reading an index that is not one, the second line of NumPy's headers.
+_BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, RecursionError),
+    *(SyntaxError, EOFError, OverflowError, MemoryError, TokenError),
+)
 _MAX_FINDINGS = 1000  # kept of each kind; the counts are of all
 
 
@@ -47,7 +55,7 @@ class Index:
 
     def __init__(self, root: Path, table: Path, shards: list[str], rows: npt.NDArray[np.int64] | None = None) -> None:
         self.root, self.table, self.shards, self.rows = root, table, shards, rows
-        self.samples: npt.NDArray[np.void] = np.load(table, mmap_mode="r")
+        self.samples: npt.NDArray[np.void] = np.load(table, mmap_mode="r", allow_pickle=False)
 
     def __len__(self) -> int:
         return len(self.samples) if self.rows is None else len(self.rows)
@@ -76,8 +84,8 @@ class Index:
     def name(self, sample: int) -> str:
         """Where the picture is, for messages: ``folder/sa_1.jpg`` or ``sa_000000.tar/sa_1.jpg``."""
         row = self[sample]
-        stem = os.fsdecode(bytes(row["stem"]))
-        place = self.root if row["shard"] == LOOSE else self.root / self.shards[row["shard"]]
+        stem, shard = os.fsdecode(bytes(row["stem"])), int(row["shard"])
+        place = self.root / self.shards[shard] if 0 <= shard < len(self.shards) else self.root
         return f"{place}/{stem}.jpg"
 
 
@@ -187,15 +195,23 @@ def _fresh_header(root: Path, home: Path) -> dict[str, Any] | None:
     """The header of an index that still fits the folder, else None."""
     try:
         header = json.loads((home / "index.json").read_text())
-        if header["format"] != FORMAT or not (home / header["table"]).exists():
+        if header["format"] != FORMAT or not _is_whole(home, header["table"], header["shards"]):
             return None
         for name, size, time in header["stamps"]:
             status = os.stat(root / name)
             if status.st_mtime_ns != time or (size is not None and status.st_size != size):
                 return None
-    except (OSError, ValueError, KeyError, TypeError):  # none there, or one that broke: build it anew
+    except _BROKEN:  # none there, or one that broke: build it anew
         return None
     return dict(header)
+
+
+def _is_whole(home: Path, table: str, shards: list[str]) -> bool:
+    """Whether an index that lies beside the data, and may have come with it, names nothing but that data."""
+    if not _TABLE.fullmatch(table) or not isinstance(shards, list) or any(leads_outside(s) for s in shards):
+        return False
+    samples = np.load(home / table, mmap_mode="r", allow_pickle=False)
+    return samples.ndim == 1 and len(samples) > 0 and samples.dtype == row_dtype(samples.dtype["stem"].itemsize)
 
 
 def _replace(path: Path, content: npt.NDArray[np.void] | dict[str, Any]) -> None:

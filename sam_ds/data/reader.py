@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from sam_ds.data.index import Index
 from sam_ds.data.limits import raise_if_of_machine
-from sam_ds.data.scan import LOOSE
+from sam_ds.data.scan import LOOSE, leads_outside
 
 try:
     import simplejpeg
@@ -23,6 +24,8 @@ except ImportError:  # optional: Pillow does the same, slower
     simplejpeg = None
 
 _LONGEST_SIDE = 65535  # of a JPEG
+_MOST_PIXELS = 178_956_970  # of a picture; Pillow takes what has more for a decompression bomb
+_MOST_BYTES = {"json": 64 << 20, "jpg": 256 << 20}  # of a file; SA-1B's largest have some two and five million
 _MOST_OPEN = 64  # tars of a Reader; SA-1B has a thousand, and a process may often open 1024 files
 
 Pixels = npt.NDArray[np.uint8]
@@ -73,6 +76,8 @@ class Reader:
             raise BadSampleError(f"its JSON is not as SA-1B's: {type(error).__name__} {error}") from error
         except (ValueError, RecursionError) as error:
             raise BadSampleError(f"its JSON is damaged: {error}") from error
+        if min(size) > 0 and max(size) <= _LONGEST_SIDE and size[0] * size[1] > _MOST_PIXELS:
+            raise BadSampleError(f"it is too large: {size[1]}x{size[0]} pixels, at most {_MOST_PIXELS:,} are read")
         if min(size) < 1 or max(size) > _LONGEST_SIDE or not isinstance(annotations, list):
             raise BadSampleError(f"its JSON is not as SA-1B's: size {size}, annotations {type(annotations).__name__}")
         return Raw(jpeg, size, annotations)
@@ -80,7 +85,10 @@ class Reader:
     def _bytes(self, row: np.void, part: str) -> bytes:
         size, offset, shard = int(row[f"{part}_size"]), int(row[f"{part}_offset"]), int(row["shard"])
         if shard == LOOSE:
-            return (self.index.root / f"{os.fsdecode(bytes(row['stem']))}.{part}").read_bytes()
+            return self._loose_bytes(os.fsdecode(bytes(row["stem"])), part)
+        if not 0 <= shard < len(self.index.shards) or offset < 0 or size < 0:
+            raise BadSampleError("its row of the index is damaged: make it anew with sam-ds data index")
+        _check_bytes(size, part)
         try:
             content = os.pread(self._descriptor(shard), size, offset)
         except OSError:
@@ -91,6 +99,17 @@ class Reader:
             raise BadSampleError(f"its tar ends within it: {len(content)} of {size} bytes of the {part}")
         return content
 
+    def _loose_bytes(self, stem: str, part: str) -> bytes:
+        """A link may lead anywhere that the user may read: it is how sets are shared. A pipe or a device may not."""
+        if leads_outside(stem):
+            raise BadSampleError("its row of the index leads out of the folder: make it anew with sam-ds data index")
+        path = self.index.root / f"{stem}.{part}"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadSampleError(f"its {part} is no file")
+        _check_bytes(status.st_size, part)
+        return path.read_bytes()
+
     def _descriptor(self, shard: int) -> int:
         descriptor = self._descriptors.pop(shard, None)
         if descriptor is None:
@@ -99,6 +118,11 @@ class Reader:
             descriptor = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY)
         self._descriptors[shard] = descriptor
         return descriptor
+
+
+def _check_bytes(size: int, part: str) -> None:
+    if size > _MOST_BYTES[part]:
+        raise BadSampleError(f"its {part} has {size:,} bytes, at most {_MOST_BYTES[part]:,} are read")
 
 
 def _close(descriptors: dict[int, int]) -> None:

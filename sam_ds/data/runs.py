@@ -70,6 +70,8 @@ def _parse_one(number: int, counts: Any, pixels: int) -> Ends:
     lengths, fault = _string_lengths(counts) if isinstance(counts, bytes) else _list_lengths(counts)
     if not fault and (lengths < 0).any():
         fault = 3
+    if not fault and (lengths > pixels).any():
+        fault = 4  # their sum could pass 2^63 and come out right
     ends = np.cumsum(lengths)
     if not fault and (ends.size == 0 or ends[-1] != pixels):
         fault = 4

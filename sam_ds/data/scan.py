@@ -18,7 +18,7 @@ LOOSE = -1  # the shard of a sample in loose files
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault: ``kind`` is truncated, orphan or duplicate."""
+    """A fault: ``kind`` is truncated, orphan, duplicate or outside."""
 
     kind: str
     place: str  # the tar, or the folder
@@ -64,7 +64,8 @@ def scan(root: Path) -> Found:
     return Found(samples, tars, stamps, findings)
 
 
-def _dtype(stem_bytes: int) -> np.dtype[np.void]:
+def row_dtype(stem_bytes: int) -> np.dtype[np.void]:
+    """Of a sample in the index."""
     return np.dtype(
         [
             ("stem", f"S{stem_bytes}"),  # name without extension, relative to the folder or the tar
@@ -89,12 +90,21 @@ def _read_tar(root: Path, tar: str, shard: int, findings: list[Finding]) -> _Pla
     place = _Place(tar, shard, {})
     try:
         for member in members(str(root / tar)):
-            _add(place, os.path.normpath(member.name), (member.offset, member.size), findings)
+            name = os.path.normpath(member.name)
+            if leads_outside(name):
+                findings.append(Finding("outside", tar, f"{member.name} leads out of the folder; it is left out"))
+            else:
+                _add(place, name, (member.offset, member.size), findings)
     except (DamagedTarError, OSError) as error:
         if isinstance(error, OSError):
             raise_if_of_machine(error, str(root / tar))
         findings.append(Finding("truncated", tar, str(error)))
     return place
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a path, once joined to a folder, may lie elsewhere."""
+    return os.path.isabs(name) or ".." in name.split("/")
 
 
 def _add(place: _Place, name: str, where: tuple[int, int], findings: list[Finding]) -> None:
@@ -119,7 +129,7 @@ def _table(place: _Place, findings: list[Finding]) -> npt.NDArray[np.void]:
             continue
         (jpg_offset, jpg_size), (json_offset, json_size) = kinds[".jpg"], kinds[".json"]
         rows.append((os.fsencode(stem), place.shard, jpg_size, jpg_offset, json_size, json_offset))
-    return np.array(rows, _dtype(max((len(row[0]) for row in rows), default=1)))
+    return np.array(rows, row_dtype(max((len(row[0]) for row in rows), default=1)))
 
 
 def _without_duplicates(

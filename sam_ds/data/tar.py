@@ -13,6 +13,7 @@ from dataclasses import dataclass
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
 _PAX_DIGITS = 20  # of a length, at most
+_MOST_EXTRA = 1 << 20  # bytes of a header's extension: names and attributes
 _RECORD = 20 * _BLOCK  # writers fill their last record up
 
 
@@ -58,6 +59,8 @@ def _walk(descriptor: int, total: int) -> Iterator[Member]:
         position = content + -(-size // _BLOCK) * _BLOCK
         if content + size > total:
             raise DamagedTarError(f"ends at byte {total} within {extra.get('path', _name(header))}: cut short")
+        if kind in (b"x", b"L") and size > _MOST_EXTRA:
+            raise DamagedTarError(f"the header at byte {position} is damaged: {size} bytes of name and attributes")
         if kind == b"x":
             extra.update(_pax(os.pread(descriptor, size, content), content))
         elif kind == b"L":
