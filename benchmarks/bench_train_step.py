@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import os
 import statistics
 import time
@@ -53,6 +54,8 @@ def main() -> None:
         recipe = make_recipe(RECIPES[name](), args.masks)
         print(f"{name}, {args.masks} objects, {recipe.prompts.rounds} rounds, {DEVICE}")
         for choice in CHOICES if on_gpu else ("plain", "reference"):
+            gc.collect()  # modules refer to themselves by their hooks
+            torch.cuda.empty_cache()  # the next choice's peak and room are its own
             try:
                 row = measure(recipe, CHOICES[choice], args)
             except torch.OutOfMemoryError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -34,5 +35,9 @@ def at_hand() -> Gpu | None:
     """The one that torch sees, if it is here listed."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((gpu for gpu in GPUS if gpu.name in device), None)
+    return called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def called(device: str) -> Gpu | None:
+    """The one whose name stands in a device's as a word of its own: a GH200 is no H200."""
+    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu.name}\b", device)), None)
