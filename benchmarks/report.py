@@ -107,7 +107,7 @@ def kernels(rows: list[Row]) -> Iterable[Chart]:
 
 def kernels_predicted(rows: list[Row]) -> Iterable[Chart]:
     for (gpu,), found in groups(rows, "gpu").items():
-        labels = [f"{row['kernel']} {row['head_dim']}".removesuffix(" 0") for row in found]
+        labels = [f"{row['kernel']} {row['size']}" for row in found]
         series = {
             "floor": column(found, "floor_us"),
             "units overlap": column(found, "overlapped_us"),

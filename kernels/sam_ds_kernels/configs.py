@@ -22,6 +22,15 @@ forced_generation: str | None = None  # instead of the device's, set while launc
 _tried: dict[str, Config] = {}
 
 
+def of_type(kernel: str, x: torch.Tensor) -> str:
+    """The entries of a kernel that multiplies tensors like ``x``.
+
+    float32 has its own: the matrix units do not multiply it exactly, and without them each thread holds whole rows of
+    what it multiplies, so tiles must be small. In the interpreter a small tile takes as long as a large one.
+    """
+    return f"{kernel}_float32" if x.dtype == torch.float32 and x.device.type != "cpu" else kernel
+
+
 def config_for(kernel: str, size: int, device: torch.device) -> Config:
     """The config of a kernel for a size, from the file of the device's generation."""
     return _tried.get(kernel) or lookup(forced_generation or generation(device), kernel, size)

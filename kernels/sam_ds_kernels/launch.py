@@ -12,6 +12,8 @@ import triton
 
 from . import configs
 
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")  # of the compiler: arguments that no kernel has
+
 # Kernels are interpreted in Python instead of compiled: TRITON_INTERPRET=1, before this package is imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -21,7 +23,7 @@ class Launch:
     kernel: Any  # the @triton.jit function
     grid: tuple[int, ...]
     tensors: tuple[torch.Tensor, ...]  # in the order of the kernel's first arguments
-    arguments: dict[str, Any]  # the others, and num_warps and num_stages
+    arguments: dict[str, Any]  # the others, and OPTIONS
 
     def start(self) -> Any:
         """On the tensors' device, which Triton takes to be the current one. Returns what Triton compiled."""
@@ -34,7 +36,8 @@ _recorded: list[Launch] | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *tensors: torch.Tensor, **arguments: Any) -> None:
-    started = Launch(kernel, grid, tensors, arguments)
+    # Products and sums are fused unless a kernel says otherwise; what Triton does by itself depends on its version.
+    started = Launch(kernel, grid, tensors, {"enable_fp_fusion": True, **arguments})
     if _recorded is not None:
         _recorded.append(started)
     if configs.forced_generation is None:

@@ -29,7 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import DTYPES, check_contiguous, check_device
+from .checks import DTYPES, Refused, check_contiguous, check_device, check_index
 from .configs import config_for
 from .launch import INTERPRETED, launch
 from .mask_loss_kernels import backward, forward
@@ -42,6 +42,7 @@ def _launch_arguments(kernel: str, logits: Tensor, truth: Tensor, alpha: float, 
     height, width = logits.shape[-2:]
     config = config_for(kernel, width, logits.device)
     return {
+        "masks": logits.shape[1],
         "HEIGHT": height,
         "W_FOREGROUND": alpha if alpha >= 0 else 1.0,
         "W_BACKGROUND": 1 - alpha if alpha >= 0 else 1.0,
@@ -53,11 +54,6 @@ def _launch_arguments(kernel: str, logits: Tensor, truth: Tensor, alpha: float, 
         "FAST": not INTERPRETED,
         "num_warps": config["num_warps"],
     }
-
-
-def _grid(logits: Tensor, rows: int) -> tuple[int, int, int]:
-    objects, masks, height, _ = logits.shape
-    return masks, triton.cdiv(height, rows), objects
 
 
 def _as_kernels_read(logits: Tensor, truth: Tensor) -> Tensor:
@@ -75,9 +71,10 @@ def _area(valid: Tensor, truth: Tensor) -> Tensor:
 def run_forward(logits: Tensor, truth: Tensor, valid: Tensor, alpha: float, gamma: float) -> list[Tensor]:
     """focal, dice, iou, and sum p t and sum p + sum t for the backward; [O, C] each."""
     arguments = _launch_arguments("mask_loss_forward", logits, truth, alpha, gamma)
-    grid = _grid(logits, arguments["ROWS"])
-    sums = torch.empty(*logits.shape[:2], grid[1], NUM_SUMS, dtype=torch.float32, device=logits.device)
+    strips = triton.cdiv(logits.shape[-2], arguments["ROWS"])
+    sums = torch.empty(*logits.shape[:2], strips, NUM_SUMS, dtype=torch.float32, device=logits.device)
     if sums.numel():
+        grid = (sums.numel() // NUM_SUMS,)
         launch(forward, grid, logits, _as_kernels_read(logits, truth), valid, sums, **arguments)
     focal, sum_p, sum_pt, sum_t, positive, shared = sums.sum(2).unbind(-1)
     union = positive + sum_t - shared
@@ -110,8 +107,9 @@ def run_backward(
         c_f = d_focal / _area(valid, truth).clamp(min=1)
         coefficients = torch.stack([c_f, d_dice * numerator / total.square(), -2 * d_dice / total], -1)
         arguments = _launch_arguments("mask_loss_backward", logits, truth, alpha, gamma)
+        grid = (logits.shape[0] * logits.shape[1] * triton.cdiv(logits.shape[-2], arguments["ROWS"]),)
         truth = _as_kernels_read(logits, truth)
-        launch(backward, _grid(logits, arguments["ROWS"]), logits, truth, valid, coefficients, d_logits, **arguments)
+        launch(backward, grid, logits, truth, valid, coefficients, d_logits, **arguments)
     return d_logits
 
 
@@ -163,22 +161,24 @@ def mask_loss(
 
 def _check(logits: Tensor, truth: Tensor, valid: Tensor) -> None:
     if logits.dim() != 4 or logits.dtype not in DTYPES:
-        raise ValueError(
+        raise Refused(
             f"logits must be [O, C, h, w] of {', '.join(map(str, DTYPES))}, not {list(logits.shape)} {logits.dtype}"
         )
-    objects, _, height, width = logits.shape
+    objects, masks, height, width = logits.shape
     if not 1 <= width <= _LARGEST_WIDTH:
-        raise ValueError(f"logits must be 1 to {_LARGEST_WIDTH} columns wide, not {width}")
+        raise Refused(f"logits must be 1 to {_LARGEST_WIDTH} columns wide, not {width}")
     shapes = [(objects, factor * height, factor * width) for factor in (1, 2, 4, 8)]
     if tuple(truth.shape) not in shapes or truth.dtype not in (torch.bool, torch.uint8):
-        raise ValueError(
+        raise Refused(
             f"truth must be bool or uint8 of 1, 2, 4 or 8 times the logits' {objects} x {height} x {width}, "
             f"not {list(truth.shape)} {truth.dtype}"
         )
     if tuple(valid.shape) != (objects, 2) or valid.is_floating_point():
-        raise ValueError(f"valid must be integers [{objects}, 2], not {list(valid.shape)} {valid.dtype}")
+        raise Refused(f"valid must be integers [{objects}, 2], not {list(valid.shape)} {valid.dtype}")
     if not logits.device == truth.device == valid.device:
-        raise ValueError(f"one device, please: logits {logits.device}, truth {truth.device}, valid {valid.device}")
+        raise Refused(f"one device, please: logits {logits.device}, truth {truth.device}, valid {valid.device}")
+    check_index("pixels of a mask", truth.shape[1] * truth.shape[2])
+    check_index("rows of all masks", objects * masks * height)
     check_device("logits", logits)
     check_contiguous("logits", logits)
     check_contiguous("truth", truth)

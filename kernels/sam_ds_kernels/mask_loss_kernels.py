@@ -119,18 +119,27 @@ def _move_beside(owed, column, WIDTH: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
+def _place(masks, HEIGHT, ROWS: tl.constexpr):
+    """Of the launch's one axis, which has room for any number of objects: strip, object, mask of all, strips of one.
+
+    The masks of an object run side by side, so that the truth they share is still in the cache.
+    """
+    program, strips = tl.program_id(0), (HEIGHT + ROWS - 1) // ROWS
+    item = (program // masks // strips).to(tl.int64)
+    return program // masks % strips, item, item * masks + program % masks, strips
+
+
+@triton.jit
 def forward(
     X,  # [O, C, HEIGHT, WIDTH]
     TRUTH,  # uint8 [O, F * HEIGHT, F * WIDTH]; with F = 4 as int32, four pixels each
     VALID,  # int32 [O, 2]  rows and columns of the fine grid that count
     SUMS,  # float32 [O, C, strips, 6]
-    HEIGHT, W_FOREGROUND, W_BACKGROUND,
+    masks, HEIGHT, W_FOREGROUND, W_BACKGROUND,
     WIDTH: tl.constexpr, LANES: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr,
     GAMMA: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    # The masks of an object run side by side, so that the truth they share is still in the cache.
-    channel, strip, item = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    mask = item * tl.num_programs(0) + channel
+    strip, item, mask, strips = _place(masks, HEIGHT, ROWS)
     X += mask * HEIGHT * WIDTH
     TRUTH += item * HEIGHT * WIDTH * (F if F == 4 else F * F)
     rows_valid, columns_valid = tl.load(VALID + 2 * item), tl.load(VALID + 2 * item + 1)
@@ -158,7 +167,7 @@ def forward(
                 positive += tl.where(ok & (x > 0), 1.0, 0.0)
                 shared += tl.where(t & (x > 0), 1.0, 0.0)
         above, here = here, below
-    SUMS += (mask * tl.num_programs(1) + strip) * 6
+    SUMS += (mask * strips + strip) * 6
     tl.store(SUMS, tl.sum(focal))
     tl.store(SUMS + 1, tl.sum(sum_p))
     tl.store(SUMS + 2, tl.sum(sum_pt))
@@ -174,12 +183,11 @@ def backward(
     VALID,  # int32 [O, 2]
     COEFFICIENTS,  # float32 [O, C, 3]  c_f, c_0, c_1
     D_X,  # [O, C, HEIGHT, WIDTH]
-    HEIGHT, W_FOREGROUND, W_BACKGROUND,
+    masks, HEIGHT, W_FOREGROUND, W_BACKGROUND,
     WIDTH: tl.constexpr, LANES: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr,
     GAMMA: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    channel, strip, item = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    mask = item * tl.num_programs(0) + channel
+    strip, item, mask, _ = _place(masks, HEIGHT, ROWS)
     X, D_X = X + mask * HEIGHT * WIDTH, D_X + mask * HEIGHT * WIDTH
     TRUTH += item * HEIGHT * WIDTH * (F if F == 4 else F * F)
     rows_valid, columns_valid = tl.load(VALID + 2 * item), tl.load(VALID + 2 * item + 1)

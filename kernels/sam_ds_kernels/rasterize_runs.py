@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_contiguous, check_device, check_like
+from .checks import Refused, check_contiguous, check_device, check_index, check_like
 from .launch import launch
 
 _BLOCK = 1024  # pixels a program
@@ -32,8 +32,9 @@ def _kernel(
     width,
     BLOCK: tl.constexpr,
 ):
-    item = tl.program_id(1).to(tl.int64)
-    pixels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tiles = (num_pixels + BLOCK - 1) // BLOCK  # of a mask; the launch's first axis has room for any number of masks
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    pixels = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     x = (pixels % width).to(tl.float32) + 0.5
     y = (pixels // width).to(tl.float32) + 0.5
     TO_SOURCE += 6 * item
@@ -61,7 +62,7 @@ def _kernel(
 def run(ends: Tensor, offsets: Tensor, sizes: Tensor, to_source: Tensor, height: int, width: int) -> Tensor:
     out = torch.empty(len(sizes), height, width, dtype=torch.uint8, device=ends.device)
     if out.numel():
-        grid = (triton.cdiv(height * width, _BLOCK), len(sizes))
+        grid = (triton.cdiv(height * width, _BLOCK) * len(sizes),)
         arguments = {"num_pixels": height * width, "width": width, "BLOCK": _BLOCK}
         launch(_kernel, grid, ends, offsets, sizes, to_source, out, **arguments, num_warps=4, enable_fp_fusion=False)
     return out
@@ -94,12 +95,14 @@ def rasterize_runs(ends: Tensor, offsets: Tensor, sizes: Tensor, to_source: Tens
     """
     count = len(sizes)
     if ends.dim() != 1 or ends.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"ends must be one row of int32 or int64, not {list(ends.shape)} {ends.dtype}")
+        raise Refused(f"ends must be one row of int32 or int64, not {list(ends.shape)} {ends.dtype}")
     check_device("ends", ends)
     check_like("offsets", offsets, offsets.new_empty(0, dtype=torch.int64, device=ends.device), (count + 1,))
     check_like("sizes", sizes, sizes.new_empty(0, device=ends.device), (count, 2))
     if sizes.is_floating_point():
-        raise ValueError(f"sizes must be integers, not {sizes.dtype}")
+        raise Refused(f"sizes must be integers, not {sizes.dtype}")
+    check_index("pixels of a mask", height * width + _BLOCK)
+    check_index("pieces of all masks", count * triton.cdiv(height * width, _BLOCK))
     check_like("to_source", to_source, to_source.new_empty(0, dtype=torch.float32, device=ends.device), (count, 2, 3))
     for name, x in (("ends", ends), ("offsets", offsets), ("sizes", sizes), ("to_source", to_source)):
         check_contiguous(name, x)

@@ -29,7 +29,7 @@ import triton
 from torch import Tensor
 
 from .checks import check_attention
-from .configs import config_for, float_precision, split_head_dim
+from .configs import config_for, float_precision, of_type, split_head_dim
 from .global_kernels import backward_keys, backward_queries, forward
 from .launch import launch
 
@@ -38,7 +38,7 @@ _LOG2E = math.log2(math.e)
 
 def _launch_arguments(qkv: Tensor, kernel: str) -> dict[str, object]:
     _, height, width, _, heads, head_dim = qkv.shape
-    config = config_for(kernel, head_dim, qkv.device)
+    config = config_for(of_type(kernel, qkv), head_dim, qkv.device)
     first, second = split_head_dim(head_dim)
     return {
         "scale": head_dim**-0.5,

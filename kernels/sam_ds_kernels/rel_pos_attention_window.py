@@ -27,18 +27,23 @@ import torch
 import triton
 from torch import Tensor
 
-from .checks import check_aligned, check_attention, check_contiguous, check_like
-from .configs import config_for, float_precision, split_head_dim
+from .checks import HEAD_DIMS, Refused, aligned, check_attention, check_contiguous, check_like
+from .configs import config_for, float_precision, of_type, split_head_dim
 from .launch import launch
 from .window_kernels import backward_keys, backward_queries, forward
 
 LARGEST_WINDOW = 32
 
 
+def largest_head_dim(dtype: torch.dtype) -> int:
+    """With float32's larger heads the kernels would keep part of their tiles in memory, not in registers."""
+    return 128 if dtype == torch.float32 else HEAD_DIMS[1]
+
+
 def _launch_arguments(qkv: Tensor, window: int, kernel: str) -> dict[str, object]:
     _, height, width, _, heads, head_dim = qkv.shape
     across = triton.cdiv(width, window)
-    config = config_for(kernel, head_dim, qkv.device)
+    config = config_for(of_type(kernel, qkv), head_dim, qkv.device)
     first, second = split_head_dim(head_dim)
     return {
         "scale": head_dim**-0.5,
@@ -65,8 +70,7 @@ def _launch_arguments(qkv: Tensor, window: int, kernel: str) -> dict[str, object
 
 
 def run_forward(qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    check_aligned("qkv", qkv)
-    check_aligned("pad", pad)
+    qkv, pad = aligned(qkv), aligned(pad)
     arguments = _launch_arguments(qkv, window, "rel_pos_attention_window_forward")
     out, lse = _empty_answer(qkv, window)
     grid = (triton.cdiv(window**2, arguments["BLOCK_M"]), lse.numel() // window**2)
@@ -92,6 +96,7 @@ def _(qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Tensor, window: int) -> tu
 def run_backward(
     d_out: Tensor, qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Tensor, out: Tensor, lse: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    qkv, pad = aligned(qkv), aligned(pad)
     batch, windows, heads, num_tokens = lse.shape
     head_dim = qkv.shape[-1]
     d_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
@@ -157,7 +162,7 @@ def rel_pos_attention_window(qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Ten
 
     Args:
         qkv: [B, H, W, 3, heads, D], contiguous: the output of the layer that makes q, k and v. bfloat16, float16 or
-            float32; D at most 256 and a multiple of 8.
+            float32; D a multiple of 8 and at most 256, for float32 128.
         pad: [3, heads, D], contiguous: what that layer gives for a token beyond the grid, its bias. Its q is not used.
         rel_h, rel_w: [2 * window - 1, D], of qkv's type; row i is the offset i - (window - 1) from key to query.
         window: tokens along a window's side, at most 32.
@@ -169,8 +174,10 @@ def rel_pos_attention_window(qkv: Tensor, pad: Tensor, rel_h: Tensor, rel_w: Ten
         ValueError: a shape, type, device or layout that the kernels do not take; the message has the values.
     """
     if not 1 <= window <= LARGEST_WINDOW:
-        raise ValueError(f"windows must have sides of 1 to {LARGEST_WINDOW} tokens, not {window}")
+        raise Refused(f"windows must have sides of 1 to {LARGEST_WINDOW} tokens, not {window}")
     check_attention(qkv, rel_h, rel_w, (window, window))
+    if qkv.shape[-1] > largest_head_dim(qkv.dtype):
+        raise Refused(f"heads of float32 must have at most 128 channels in windows, not {qkv.shape[-1]}")
     check_like("pad", pad, qkv, tuple(qkv.shape[3:]))
     check_contiguous("pad", pad)
     return _forward(qkv, pad, rel_h.contiguous(), rel_w.contiguous(), window)[0]

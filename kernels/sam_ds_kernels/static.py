@@ -1,7 +1,8 @@
 """What the compiler makes of a kernel, read without a GPU: registers, spills, shared memory and machine instructions.
 
 Kernels are compiled ahead of time for a GPU generation by the ptxas that Triton brings along, and the machine code is
-taken apart by its nvdisasm. The cases are the shapes of ViT-H: what is shipped is what is looked at.
+taken apart by its nvdisasm. The cases are the shapes of ViT-H with heads of several widths, so that every shipped
+config is looked at.
 
   python -m sam_ds_kernels.static [--generation sm80] [--csv FILE]
 """
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,17 +28,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import configs
-from .launch import Launch, recording
+from .launch import OPTIONS, Launch, recording
 from .machine_code import Code, families, macs, parse
 from .mask_loss import run_backward as mask_loss_backward
 from .mask_loss import run_forward as mask_loss_forward
 from .rel_pos_attention_global import run_backward as global_backward
 from .rel_pos_attention_global import run_forward as global_forward
+from .rel_pos_attention_window import largest_head_dim
 from .rel_pos_attention_window import run_backward as window_backward
 from .rel_pos_attention_window import run_forward as window_forward
 from .work import name, work
 
-HEAD_DIMS = (64, 80, 128, 256)
+HEAD_DIMS = (64, 80, 104, 128, 256)
+FLOAT32_HEAD_DIMS = (80, 128, 256)
+MASK_WIDTHS = (64, 128, 256, 1024)  # of the logits
 _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -52,7 +58,8 @@ class Static:
 
     kernel: str
     generation: str
-    head_dim: int  # 0: not an attention
+    dtype: str
+    size: int  # channels of a head, or columns of a mask
     block_m: int  # of the mask loss: rows and columns of a strip
     block_n: int
     num_warps: int
@@ -62,9 +69,11 @@ class Static:
     shared: int  # bytes a program
     instructions: int  # all
     matrix: int  # of them those of the matrix units: HMMA, HGMMA
+    warpgroup: int  # of these HGMMA, sm_90's own, which needs tiles of 64 rows
     special: int  # of the special function unit: MUFU
     atomics: int
     loops: int  # one after the other
+    loops_needed: int
     loop_instructions: int  # of the longest loop, as the next two
     loop_special: int
     loop_copies: int  # asynchronous, to shared memory: LDGSTS, UTMALDG
@@ -77,36 +86,37 @@ class Static:
 
 
 def cases(generation: str) -> Iterator[tuple[int, Launch]]:
-    """head_dim and launch of every kernel, bfloat16, at ViT-H's shapes."""
-    for head_dim in HEAD_DIMS:
+    """Size (channels of a head, columns of a mask) and launch of every kernel."""
+    shapes = [(_attention, size, torch.bfloat16) for size in HEAD_DIMS]
+    shapes += [(_attention, size, torch.float32) for size in FLOAT32_HEAD_DIMS]
+    shapes += [(_mask_loss, size, torch.bfloat16) for size in MASK_WIDTHS]
+    for run, size, dtype in shapes:
         with recording(generation) as launches:
-            _attention(head_dim)
+            run(size, dtype)
         for launch in launches:
-            yield head_dim, launch
-    with recording(generation) as launches:
-        _mask_loss()
-    for launch in launches:
-        yield 0, launch
+            yield size, launch
 
 
-def _attention(head_dim: int) -> None:
-    qkv = _meta(1, 64, 64, 3, 16, head_dim)
-    tables = _meta(127, head_dim), _meta(127, head_dim)
+def _attention(head_dim: int, dtype: torch.dtype) -> None:
+    qkv = _meta(1, 64, 64, 3, 16, head_dim, dtype=dtype)
+    tables = _meta(127, head_dim, dtype=dtype), _meta(127, head_dim, dtype=dtype)
     out, lse = global_forward(qkv, *tables)
     global_backward(out, qkv, *tables, out, lse)
-    inputs = qkv, _meta(3, 16, head_dim), _meta(27, head_dim), _meta(27, head_dim)
-    out, lse = window_forward(*inputs, 14)
-    window_backward(out, *inputs, out, lse, 14)
+    if head_dim > largest_head_dim(dtype):
+        return
+    pad, *tables = (_meta(*shape, head_dim, dtype=dtype) for shape in ((3, 16), (27,), (27,)))
+    out, lse = window_forward(qkv, pad, *tables, 14)
+    window_backward(out, qkv, pad, *tables, out, lse, 14)
 
 
-def _mask_loss() -> None:
-    logits, truth = _meta(64, 3, 256, 256), _meta(64, 1024, 1024, dtype=torch.uint8)
+def _mask_loss(width: int, dtype: torch.dtype) -> None:
+    logits, truth = _meta(64, 3, width, width, dtype=dtype), _meta(64, 4 * width, 4 * width, dtype=torch.uint8)
     valid = _meta(64, 2, dtype=torch.int32)
     focal, dice, _, *kept = mask_loss_forward(logits, truth, valid, 0.25, 2.0)
     mask_loss_backward(focal, dice, logits, truth, valid, *kept, 0.25, 2.0)
 
 
-def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -120,10 +130,10 @@ class Compiled:
 
 def compile_ahead(launch: Launch, generation: str) -> Compiled:
     arguments = dict(launch.arguments)
-    options = {key: arguments.pop(key) for key in ("num_warps", "num_stages") if key in arguments}
+    options = {key: arguments.pop(key) for key in OPTIONS if key in arguments}
     source = _source(launch, arguments)
     target = GPUTarget("cuda", configs.GENERATIONS[generation], 32)
-    compiled = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
+    compiled = triton.compile(source, target=target, options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", file.name)
@@ -133,7 +143,7 @@ def compile_ahead(launch: Launch, generation: str) -> Compiled:
     return Compiled(int(found[1]), int(found[2]) + int(found[3]), compiled.metadata.shared, parse(text))
 
 
-def examine(launch: Launch, generation: str, head_dim: int = 0) -> Static:
+def examine(launch: Launch, generation: str, size: int) -> Static:
     """Compile a launch, and read what came out."""
     of = launch.arguments
     compiled, needed, warps = compile_ahead(launch, generation), work(launch), of.get("num_warps", 4)
@@ -144,7 +154,8 @@ def examine(launch: Launch, generation: str, head_dim: int = 0) -> Static:
     return Static(
         kernel=name(launch),
         generation=generation,
-        head_dim=head_dim,
+        dtype=str(launch.tensors[0].dtype).removeprefix("torch."),
+        size=size,
         block_m=of.get("BLOCK_M", of.get("ROWS", 0)),
         block_n=of.get("BLOCK_N", of.get("LANES", 0)),
         num_warps=warps,
@@ -154,9 +165,11 @@ def examine(launch: Launch, generation: str, head_dim: int = 0) -> Static:
         shared=compiled.shared,
         instructions=len(code.names),
         matrix=counts["HMMA"] + counts["HGMMA"],
+        warpgroup=counts["HGMMA"],
         special=counts["MUFU"],
         atomics=counts["ATOM"] + counts["ATOMG"] + counts["RED"],
         loops=len(code.loops),
+        loops_needed=needed.loops,
         loop_instructions=len(loop),
         loop_special=in_loop["MUFU"],
         loop_copies=in_loop["LDGSTS"] + in_loop["UTMALDG"],
@@ -167,6 +180,11 @@ def examine(launch: Launch, generation: str, head_dim: int = 0) -> Static:
         loop_scores=needed.scores,
         triton=triton.__version__,
     )
+
+
+def examine_all(generation: str) -> list[dict[str, object]]:
+    """The table of a generation."""
+    return [asdict(examine(launch, generation, size)) for size, launch in cases(generation)]
 
 
 def _source(launch: Launch, arguments: dict[str, object]) -> ASTSource:
@@ -199,13 +217,14 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write the table here")
     args = parser.parse_args()
     rows = []
-    for generation in args.generation or configs.GENERATIONS:
-        for head_dim, launch in cases(generation):
-            row = asdict(examine(launch, generation, head_dim))
-            if not rows:
-                print(" ".join(row))
-            print(" ".join(map(str, row.values())), flush=True)
-            rows.append(row)
+    # A process a generation: compiling keeps a core busy for minutes.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for table in pool.map(examine_all, args.generation or configs.GENERATIONS):
+            for row in table:
+                if not rows:
+                    print(" ".join(row))
+                print(" ".join(map(str, row.values())), flush=True)
+                rows.append(row)
     if args.csv:
         with args.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

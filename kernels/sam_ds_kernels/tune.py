@@ -61,7 +61,8 @@ def attention_op(window: int, head_dim: int) -> Op:
     shapes = [(1, grid, grid, 3, heads, head_dim), (3, heads, head_dim), *[(2 * span - 1, head_dim)] * 2]
     qkv, pad, rel_h, rel_w = (torch.randn(shape, device=DEVICE, dtype=DTYPE).requires_grad_() for shape in shapes)
     kind = "window" if window else "global"
-    kernels = tuple(f"rel_pos_attention_{kind}_{part}" for part in ("forward", "backward_queries", "backward_keys"))
+    parts = ("forward", "backward_queries", "backward_keys")
+    kernels = tuple(configs.of_type(f"rel_pos_attention_{kind}_{part}", qkv) for part in parts)
     if window:
         return Op(
             head_dim,
@@ -172,7 +173,7 @@ def main() -> None:
         "mask_loss": mask_loss_op,
     }
     for kind in args.ops or makers:
-        for size in args.sizes or ([256] if kind == "mask_loss" else [64, 80, 128]):
+        for size in args.sizes or ([256] if kind == "mask_loss" else [64, 80, 120, 128]):
             for kernel, best, ms in fastest(makers[kind](size), args.limit):
                 print(f"{kernel} {size}: {ms:.4f} ms {best}", flush=True)
                 table[kernel][str(size)] = best

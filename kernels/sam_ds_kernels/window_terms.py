@@ -25,8 +25,10 @@ def make(
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """TERMS of the queries q, [tokens, R], cut out of their products with all rows of the tables."""
-    gh = scores(q, table(REL_H, S, T, D, D0, D1), None, PRECISION) / scale
-    gw = scores(q, table(REL_W, S, T, D, D0, D1), None, PRECISION) / scale
+    # Whole rows of a table would fill a thread's registers; three products of tf32 are float32's to a bit or two.
+    PRECISE: tl.constexpr = "tf32x3" if PRECISION == "ieee" else PRECISION
+    gh = scores(q, table(REL_H, S, T, D, D0, D1), None, PRECISE) / scale
+    gw = scores(q, table(REL_W, S, T, D, D0, D1), None, PRECISE) / scale
     term = tl.arange(0, R)[None, :]
     at_h = tl.minimum(tl.maximum((tokens // S)[:, None] - term + (S - 1), 0), T - 1)
     at_w = tl.minimum(tl.maximum((tokens % S)[:, None] - term + (2 * S - 1), 0), T - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .launch import Launch
@@ -9,6 +10,9 @@ from .launch import Launch
 # Products of a score tile with a tile of D channels; the other products of a backward kernel are the scores made again.
 _PRODUCTS = {"forward": 2, "backward_queries": 3, "backward_keys": 4}
 _D_QKV_SHARE = {"forward": 0.0, "backward_queries": 1 / 3, "backward_keys": 2 / 3}  # that the kernel writes
+
+# Statistics, position terms, and gradients or sums of one program's share: another way to do it might not need them.
+_OURS = ("LSE", "DELTA", "TERMS", "D_TERMS", "D_TABLES", "D_PAD", "SUMS", "COEFFICIENTS")
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Work:
     once_macs: int  # outside of the loops, a program
     scores: int  # exponentials in one trip, a program
     floor_flops: float  # of all programs, tiles that reach beyond the grid and position terms left out
-    floor_bytes: float  # each tensor read or written once
+    floor_bytes: float  # what the op is given and gives, read or written once
+    moved_bytes: float  # with what our kernels keep for themselves or hand each other
 
 
 def name(launch: Launch) -> str:
@@ -49,7 +54,8 @@ def _global(launch: Launch) -> Work:
         once_macs=0,
         scores=of["BLOCK_M"] * of["BLOCK_N"],
         floor_flops=2.0 * _PRODUCTS[kernel] * launch.grid[1] * tokens**2 * of["D"],
-        floor_bytes=_bytes(launch),
+        floor_bytes=_bytes(launch, but=_OURS),
+        moved_bytes=_bytes(launch),
     )
 
 
@@ -67,7 +73,8 @@ def _window(launch: Launch) -> Work:
         once_macs=with_tables * of["BLOCK_M"] * of["T"] * channels,
         scores=scores,
         floor_flops=2.0 * _PRODUCTS[kernel] * launch.grid[1] * tokens**2 * of["D"],
-        floor_bytes=_bytes(launch),
+        floor_bytes=_bytes(launch, but=_OURS),
+        moved_bytes=_bytes(launch),
     )
 
 
@@ -81,7 +88,8 @@ def _mask_loss(launch: Launch) -> Work:
         once_macs=0,
         scores=of["LANES"] * of["F"] ** 2,  # pixels
         floor_flops=0.0,
-        floor_bytes=_bytes(launch),
+        floor_bytes=_bytes(launch, but=_OURS),
+        moved_bytes=_bytes(launch),
     )
 
 
@@ -92,7 +100,8 @@ def _programs(launch: Launch) -> int:
     return programs
 
 
-def _bytes(launch: Launch) -> float:
+def _bytes(launch: Launch, but: Sequence[str] = ()) -> float:
     names = launch.kernel.arg_names[: len(launch.tensors)]
     share = {"D_QKV": _D_QKV_SHARE.get(launch.kernel.__name__, 1.0)}
-    return sum(share.get(name, 1.0) * x.nbytes for name, x in zip(names, launch.tensors, strict=True))
+    tensors = zip(names, launch.tensors, strict=True)
+    return sum(share.get(name, 1.0) * x.nbytes for name, x in tensors if name not in but)

@@ -6,7 +6,8 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from sam_ds.config.errors import UserError, nearest
 VARIABLE = "SAM_DS_OPS"
 OPS = ("rel_pos_attention", "mask_loss", "rasterize")
 TRITON = importlib.util.find_spec("triton") is not None and importlib.util.find_spec("sam_ds_kernels") is not None
+T = TypeVar("T")
+_REFUSED: set[str] = set()  # ops of which that was logged; the values in a reason can differ from call to call
 
 
 def forced(op: str, requested: str, implementations: Sequence[str], device: torch.device) -> str:
@@ -38,6 +41,35 @@ def forced(op: str, requested: str, implementations: Sequence[str], device: torc
     return wanted
 
 
+def by_kernels(op: str, wanted: str, device: torch.device, run: Callable[[], T]) -> T | None:
+    """What ``run`` gives, which starts Triton kernels; None if others should compute.
+
+    Others should if they are wanted, or if ``wanted`` is "auto" and this is no GPU, or the kernels refuse the inputs;
+    the first time of each op the reason is logged.
+
+    Raises:
+        ValueError: ``wanted`` is "triton" and the kernels refuse the inputs.
+    """
+    if wanted != "triton" and not (wanted == "auto" and kernels_run_on(device)):
+        return None
+    from sam_ds_kernels.checks import Refused
+
+    try:
+        result = run()
+    except Refused as refusal:
+        if wanted == "triton":
+            raise
+        _log_refusal(op, str(refusal))
+        return None
+    if wanted == "auto":
+        choose(op, "triton")
+    return result
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    return TRITON and device.type == "cuda"
+
+
 def choose(op: str, implementation: str) -> str:
     """``implementation``, after a line in the log the first time."""
     _log(op, implementation, "")
@@ -52,6 +84,12 @@ def _environment(text: str) -> dict[str, str]:
         if name not in OPS:
             raise UserError(f"{VARIABLE}: no op {name!r}: {nearest(name, OPS)}")
     return named
+
+
+def _log_refusal(op: str, reason: str) -> None:
+    if op not in _REFUSED:
+        _REFUSED.add(op)
+        logging.getLogger(__name__).warning("%s: not the kernels, which refuse: %s", op, reason)
 
 
 @functools.cache

@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sam_ds.ops.choice import TRITON, choose, forced
+from sam_ds.ops.choice import by_kernels, choose, forced
 
 IMPLEMENTATIONS = ("auto", "reference", "fused", "triton")
-_KERNEL_FACTORS = (1, 2, 4, 8)  # from the logits' grid to the truth's
 
 
 class MaskLoss(NamedTuple):
@@ -51,16 +50,16 @@ def mask_loss(
         alpha: weight of foreground pixels (1 - alpha for background); negative: no weights.
         gamma: how fast well-classified pixels lose their weight.
         implementation: ``reference`` (autograd's backward), ``fused``, ``triton`` (kernels for CUDA that
-            never write the upsampled logits), or ``auto``, the fastest one here.
-    """
-    implementation = forced("mask_loss", implementation, IMPLEMENTATIONS, logits.device)
-    if implementation == "auto":
-        kernels = TRITON and logits.is_cuda and _factor(logits, truth) in _KERNEL_FACTORS
-        implementation = choose("mask_loss", "triton" if kernels else "fused")
-    if implementation == "triton":
-        from sam_ds_kernels import mask_loss as kernel
+            never write the upsampled logits), or ``auto``, the fastest one here that takes these inputs.
 
-        return MaskLoss(*kernel(logits.contiguous(), truth.contiguous(), valid, alpha, gamma))
+    Raises:
+        ValueError: an unknown implementation, or inputs that the kernels do not take when they are asked for.
+    """
+    wanted = forced("mask_loss", implementation, IMPLEMENTATIONS, logits.device)
+    found = by_kernels("mask_loss", wanted, logits.device, lambda: _triton(logits, truth, valid, alpha, gamma))
+    if found is not None:
+        return found
+    implementation = choose("mask_loss", "fused") if wanted == "auto" else wanted
     if tuple(logits.shape[-2:]) != tuple(truth.shape[-2:]):
         logits = upsample(logits, truth.shape[-2:])
     weights = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
@@ -69,10 +68,10 @@ def mask_loss(
     return MaskLoss(*_Fused.apply(logits, truth, valid, weights, gamma))  # type: ignore[no-untyped-call]
 
 
-def _factor(logits: Tensor, truth: Tensor) -> float:
-    """How many pixels of the truth's grid a pixel of the logits' is along both axes; 0 if that differs."""
-    down, across = truth.shape[-2] / logits.shape[-2], truth.shape[-1] / logits.shape[-1]
-    return down if down == across else 0
+def _triton(logits: Tensor, truth: Tensor, valid: Tensor, alpha: float, gamma: float) -> MaskLoss:
+    from sam_ds_kernels import mask_loss as kernel
+
+    return MaskLoss(*kernel(logits.contiguous(), truth.contiguous(), valid, alpha, gamma))
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

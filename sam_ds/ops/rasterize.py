@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sam_ds.ops.choice import TRITON, choose, forced
+from sam_ds.ops.choice import by_kernels, choose, forced
 from sam_ds.ops.compiled import NUMBA
 from sam_ds.types import MaskRuns
 
@@ -33,25 +33,31 @@ def rasterize(runs: MaskRuns, to_source: Tensor, size: tuple[int, int], implemen
 
     Returns:
         uint8 [O, *size], 0 or 1.
+
+    Raises:
+        ValueError: an unknown implementation, or inputs that the kernel does not take when it is asked for.
     """
     if to_source.shape != (len(runs), 2, 3):
         raise ValueError(f"rasterize: {len(runs)} masks need as many 2x3 matrices, not {list(to_source.shape)}")
-    implementation = forced("rasterize", implementation, IMPLEMENTATIONS, to_source.device)
-    if implementation == "auto":
-        compiled = "numba" if NUMBA and to_source.device.type == "cpu" else "reference"
-        implementation = choose("rasterize", "triton" if TRITON and to_source.is_cuda else compiled)
-    if implementation == "reference":
-        return _reference(runs, to_source.float(), size)
+    wanted = forced("rasterize", implementation, IMPLEMENTATIONS, to_source.device)
     matrices = to_source.float().contiguous()
-    if implementation == "triton":
-        from sam_ds_kernels import rasterize_runs
-
-        return rasterize_runs(runs.ends, runs.offsets, runs.sizes, matrices, *size)
+    found = by_kernels("rasterize", wanted, to_source.device, lambda: _triton(runs, matrices, size))
+    if found is not None:
+        return found
+    compiled = "numba" if NUMBA and to_source.device.type == "cpu" else "reference"
+    if (choose("rasterize", compiled) if wanted == "auto" else wanted) == "reference":
+        return _reference(runs, matrices, size)
     from sam_ds.ops import _rasterize_compiled  # numba takes half a second to import
 
     out = torch.zeros(len(runs), *size, dtype=torch.uint8)
     _rasterize_compiled.fill(runs.ends.numpy(), runs.offsets.numpy(), runs.sizes.numpy(), matrices.numpy(), out.numpy())
     return out
+
+
+def _triton(runs: MaskRuns, matrices: Tensor, size: tuple[int, int]) -> Tensor:
+    from sam_ds_kernels import rasterize_runs
+
+    return rasterize_runs(runs.ends, runs.offsets, runs.sizes, matrices, *size)
 
 
 def _reference(runs: MaskRuns, to_source: Tensor, size: tuple[int, int]) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam_ds.ops.choice import TRITON, choose, forced
+from sam_ds.ops.choice import by_kernels, choose, forced
 
 IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
 
@@ -51,13 +51,15 @@ def rel_pos_attention(
             the offset i - (span - 1) from key to query.
         pad: [3, heads, d], what that layer gives for a token beyond the grid; windows need it.
         window: tokens along a window's side; 0: attend over the whole grid.
-        implementation: ``reference``, ``sdpa``, ``triton``, or ``auto``: the fastest one here.
+        implementation: ``reference``, ``sdpa``, ``triton``, or ``auto``: the fastest one here that takes these
+            inputs.
 
     Returns:
         [B, H, W, heads, d].
 
     Raises:
-        ValueError: an unknown implementation, or inputs that do not fit together.
+        ValueError: an unknown implementation, inputs that do not fit together, or that the kernels do not take when
+            they are asked for.
     """
     spans = (window, window) if window else (qkv.shape[1], qkv.shape[2])
     if (rel_h.shape[0], rel_w.shape[0]) != (2 * spans[0] - 1, 2 * spans[1] - 1):
@@ -67,25 +69,19 @@ def rel_pos_attention(
         )
     if window and (pad is None or pad.shape != qkv.shape[3:]):
         raise ValueError(f"windows need a pad token {list(qkv.shape[3:])}, not {None if pad is None else [*pad.shape]}")
-    implementation = _choose(qkv, implementation, spans[0] * spans[1], window)
-    if implementation == "triton":
-        return _triton(qkv, rel_h, rel_w, pad, window)
-    attend = _reference if implementation == "reference" else _augmented
+    wanted = forced("rel_pos_attention", implementation, IMPLEMENTATIONS, qkv.device)
+    found = by_kernels("rel_pos_attention", wanted, qkv.device, lambda: _triton(qkv, rel_h, rel_w, pad, window))
+    if found is not None:
+        return found
+    if wanted == "auto":
+        small = qkv.device.type == "cpu" and spans[0] * spans[1] <= _SMALL_ON_CPU
+        wanted = choose("rel_pos_attention", "reference" if small else "sdpa")
+    attend = _reference if wanted == "reference" else _augmented
     if window == 0:
         return attend_grids(attend, qkv, rel_h, rel_w)
     assert pad is not None
     windows, rows, columns = split_windows(qkv, pad, window)
     return join_windows(attend_grids(attend, windows, rel_h, rel_w), rows, columns, qkv.shape[1], qkv.shape[2])
-
-
-def _choose(qkv: Tensor, implementation: str, num_keys: int, window: int) -> str:
-    implementation = forced("rel_pos_attention", implementation, IMPLEMENTATIONS, qkv.device)
-    if implementation != "auto":
-        return implementation
-    if qkv.is_cuda and TRITON and qkv.shape[-1] % 8 == 0 and qkv.shape[-1] <= 256 and window <= 32:
-        return choose("rel_pos_attention", "triton")
-    small = qkv.device.type == "cpu" and num_keys <= _SMALL_ON_CPU
-    return choose("rel_pos_attention", "reference" if small else "sdpa")
 
 
 def _triton(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, pad: Tensor | None, window: int) -> Tensor:

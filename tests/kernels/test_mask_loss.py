@@ -27,21 +27,22 @@ def make(objects: int, masks: int, height: int, width: int, factor: int) -> tupl
 
 
 def check(logits: Tensor, truth: Tensor, valid: Tensor, alpha: float, gamma: float, device: str) -> None:
+    logits, truth, valid = (x.to(device) for x in (logits, truth, valid))
     exact = logits.clone().requires_grad_()
     focal, dice, iou = definitions.mask_loss(exact, truth, valid, alpha, gamma)
-    weights = torch.randn(2, *focal.shape, dtype=torch.float64)
+    weights = torch.randn(2, *focal.shape, dtype=torch.float64).to(device)
     (expected_grad,) = torch.autograd.grad((focal * weights[0] + dice * weights[1]).sum(), exact)
     runs = []
     for _ in range(2):
-        given = logits.float().to(device).requires_grad_()
-        out = mask_loss(given, truth.to(device), valid.to(device), alpha, gamma)
+        given = logits.float().requires_grad_()
+        out = mask_loss(given, truth, valid, alpha, gamma)
         total = (out[0] * weights[0].to(out[0]) + out[1] * weights[1].to(out[1])).sum()
         runs.append([*out, *torch.autograd.grad(total, given)])
     for result, again in zip(*runs, strict=True):
         assert torch.equal(result, again), "two runs differ"
     for result, right in zip(runs[0], (focal, dice, iou, expected_grad), strict=True):
         # Sums of up to a million terms, each rounded to float32, in an order of their own.
-        assert_close(result.double().cpu(), right, rtol=1e-4, atol=2e-6 * float(right.detach().abs().max()) + 1e-9)
+        assert_close(result.double(), right, rtol=1e-4, atol=2e-6 * float(right.detach().abs().max()) + 1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.testing import assert_close
 pytest.importorskip("triton", reason="triton is not installed")
 
 from sam_ds.ops import rel_pos_attention
-from sam_ds_kernels import definitions, rel_pos_attention_global, rel_pos_attention_window
+from sam_ds_kernels import configs, definitions, rel_pos_attention_global, rel_pos_attention_window
 
 # A unit in the last place of the type, times what adds up on the way: an output is a mean of values, a gradient a sum
 # over tens of tokens, a table's gradient one over hundreds, and 16-bit inputs of a product round before it.
@@ -56,7 +58,7 @@ def check(
     kernel: Callable[..., Tensor], formula: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype, device: str
 ) -> None:
     """Outputs and gradients of ``kernel`` on ``inputs`` against those of ``formula``, and against themselves."""
-    exact = [x.clone().requires_grad_() for x in inputs]
+    exact = [x.to(device, copy=True).requires_grad_() for x in inputs]
     expected = formula(*exact)
     weight = torch.randn_like(expected).to(dtype).double()
     expected_grads = torch.autograd.grad((expected * weight).sum(), exact)
@@ -69,7 +71,7 @@ def check(
         assert torch.equal(result, again), "two runs differ"
         assert result.dtype == dtype
         scale = float(right.detach().abs().max().clamp(min=1.0))  # what cancels to less than 1 is of that order
-        assert_close(result.double().cpu() / scale, right / scale, rtol=0, atol=TOLERANCE[dtype])
+        assert_close(result.double() / scale, right / scale, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,9 +157,40 @@ def test_bad_input_is_named(device: str) -> None:
         rel_pos_attention_window(qkv, pad, rel_h, rel_w, 33)
     with pytest.raises(ValueError, match=r"pad must be \[3, 2, 16\]"):
         rel_pos_attention_window(qkv, pad[:2], rel_h, rel_h, 4)
-    shifted = torch.zeros(1 + pad.numel(), device=device)[1:].view_as(pad)
-    with pytest.raises(ValueError, match="pad must begin at a multiple of 16 bytes, not at 4 beyond"):
-        rel_pos_attention_window(qkv, shifted, rel_h, rel_h, 4)
+    wide = torch.zeros(1, 2, 2, 3, 1, 136, device=device)
+    with pytest.raises(ValueError, match="heads of float32 must have at most 128 channels in windows, not 136"):
+        rel_pos_attention_window(wide, wide[0, 0, 0], wide[0, 0, 0, :, 0], wide[0, 0, 0, :, 0], 2)
+
+
+def test_parts_of_a_buffer(device: str) -> None:
+    """Where they begin, kernels could not read 16 bytes at once."""
+    inputs = [x.float().to(device) for x in make((4, 5), 1, 16, (3, 3), torch.float32)]
+    shifted = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x) for x in inputs]
+    results = []
+    for tensors in (inputs, shifted):
+        given = [x.detach().requires_grad_() for x in tensors]
+        out = rel_pos_attention_window(*given, 3)
+        results.append([out, *torch.autograd.grad(out.square().sum(), given)])
+    assert all(x.data_ptr() % 16 == 4 for x in shifted)
+    assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(GPU, reason="all of float32 runs with them")
+@pytest.mark.parametrize("window", [0, 5])
+def test_the_tiles_of_float32(window: int, device: str) -> None:
+    """The interpreter otherwise takes larger ones."""
+    inputs = make((5, 6), 1, 24, (window or 5, window or 6), torch.float32)
+    kind, dtype = "window" if window else "global", torch.float32
+    with contextlib.ExitStack() as stack:
+        for part in ("forward", "backward_queries", "backward_keys"):
+            kernel = f"rel_pos_attention_{kind}_{part}"
+            stack.enter_context(configs.trying(kernel, configs.lookup("sm80", f"{kernel}_float32", 24)))
+        if window:
+            kernel, formula = (partial(f, window=window) for f in (rel_pos_attention_window, definitions.windowed))
+            check(kernel, formula, inputs, dtype, device)
+        else:
+            del inputs[1]
+            check(rel_pos_attention_global, definitions.attention, inputs, dtype, device)
 
 
 @pytest.mark.parametrize("window", [0, 3])
