@@ -12,9 +12,14 @@ from typing import Any, NoReturn
 
 import sam_ds
 from sam_ds.config.errors import RankError, UserError, nearest
+from sam_ds.config.secrets import without_passwords
 
 # The modules of sam_ds.cli, in the order of --help. They import torch and DeepSpeed only when they run.
 COMMANDS = ("train", "eval", "export", "predict", "check", "data", "recipes")
+
+# Those that may read weights that another person made.
+_READ_WEIGHTS = ("train", "eval", "predict", "check")
+_LONGEST_LINE = 2000  # characters; what a user got wrong may be a whole file
 
 _EXAMPLE = """example:
   sam-ds data synth .cache/synthetic
@@ -42,6 +47,12 @@ def build_parser() -> Parser:
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True, parser_class=Parser)
     for name in COMMANDS:
         importlib.import_module(f"sam_ds.cli.{name}").add_parser(subparsers)
+    for name in _READ_WEIGHTS:
+        subparsers.choices[name].add_argument(
+            "--trust-checkpoint",
+            action="store_true",
+            help="also load a .pth that is no plain file of weights: loading it runs whatever its maker put into it",
+        )
     return parser
 
 
@@ -51,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_command(arguments)
         args = build_parser().parse_args(arguments)
+        if getattr(args, "trust_checkpoint", False):
+            from sam_ds.modeling import convert
+
+            convert.trust_pickles()
         code: int = args.run(args)
         return code
     except UserError as error:
@@ -79,5 +94,5 @@ def _report(error: UserError) -> None:
         return
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f"{socket.gethostname()}, rank {rank}: " if own else f"{socket.gethostname()}: "
-    line = " ".join(str(error).split())
+    line = without_passwords(" ".join(str(error).split()))[:_LONGEST_LINE]
     print(f"sam-ds: {where}{line}", file=sys.stderr)

@@ -10,6 +10,7 @@ from sam_ds.config import tree
 from sam_ds.config.curriculum import REPLACED
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import Recipe
+from sam_ds.config.secrets import without_passwords
 from sam_ds.config.validate import validate
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -28,6 +29,8 @@ def apply(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     for setting in settings:
         name, equals, text = setting.partition("=")
         name = name.strip()
+        if without_passwords(setting) != setting:
+            raise UserError(f"--set {name}: a recipe is written down and shown to others, so it may hold no password")
         if not equals:
             raise UserError(f"--set {setting}: write it as name=value, for example optim.lr=4e-4")
         if name not in known:

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import re
+import struct
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sam_ds.config.errors import UserError
 
+_logger = logging.getLogger(__name__)
+
 SUFFIXES = (".pth", ".safetensors")
+
+# What torch says of a pickle that asks for more than tensors; 149 begins every pickle of protocol 4 or 5.
+_NEEDS_CODE = re.compile(
+    r"(unsupported GLOBAL|Unsupported global: GLOBAL) \S+|Can only (create new object|build Tensor)|"
+    r"Trying to call reduce|Unsupported operand 149\b"
+)
+# What comes of reading a file that is damaged or none of ours.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError),
+    *(AttributeError, ArithmeticError, AssertionError, ImportError, MemoryError),
+)
+
+
+class _Trust:
+    """Whether the user of this process said that .pth files may run code. Never a setting: recipes are handed on."""
+
+    given = False
+
+
+def trust_pickles() -> None:
+    """Let ``read_weights`` unpickle from now on what it would refuse."""
+    _Trust.given = True
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a flat state dict onto the CPU. Nothing in the file is executed.
+    """Read a flat state dict onto the CPU. Nothing in the file is executed, unless ``trust_pickles`` was called.
 
     Raises:
-        UserError: the file is missing, unreadable, of another format, or not a flat state dict.
+        UserError: the file is missing, unreadable, of another format, not a flat state dict, or one that cannot be
+            read without running code from it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file  # here: training without files needs no safetensors
@@ -29,12 +59,33 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        weights = _unpickled(path)
+    except UserError:
+        raise
+    except (*_UNREADABLE, SafetensorError) as error:
         raise UserError(f"{path} is not a readable {path.suffix} file of weights ({_first_line(error)})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} does not hold a flat state dict of tensors: export the model first (sam-ds export)")
     return weights
+
+
+def _unpickled(path: Path) -> Any:
+    """What torch.save wrote."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of odd pickles, which are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = _NEEDS_CODE.search(str(error))
+        if not wanted:
+            raise
+        if not _Trust.given:
+            raise UserError(
+                f"{path} is refused: it is no plain file of weights, and loading it would run code from it "
+                f"({wanted[0]}); take a .safetensors, or, if you trust who made it, give --trust-checkpoint"
+            ) from error
+    _logger.warning("TRUSTED: %s is unpickled, which runs whatever its maker put into it (--trust-checkpoint)", path)
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -103,4 +154,6 @@ def _checked_suffix(path: str | Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, LookupError):  # of torch's unpickler, says nothing to a user
+        return "its pickle is damaged"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

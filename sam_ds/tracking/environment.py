@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import sam_ds
+from sam_ds.config.secrets import without_passwords
 
 _PACKAGES = ("torch", "triton", "deepspeed", "fairscale", "numpy", "numba", "pillow", "simplejpeg", "mlflow", "apex")
 # Variables that change how a run goes. Whatever may hold a secret (a token, a server's address with a password) is not
@@ -33,7 +34,7 @@ def environment() -> dict[str, Any]:
         "sam_ds": sam_ds.__version__,
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": sys.argv,
+        "command": [without_passwords(word) for word in sys.argv],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "host": socket.gethostname(),
@@ -44,7 +45,7 @@ def environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "variables": {
-            name: value
+            name: without_passwords(value)
             for name, value in sorted(os.environ.items())
             if _VARIABLES.fullmatch(name) and not _SECRET.search(name)
         },

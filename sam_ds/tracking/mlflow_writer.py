@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from sam_ds.config.secrets import without_passwords
 from sam_ds.config.signals import leave_to_the_training
 from sam_ds.tracking.journal import NAME, read_lines
 
@@ -173,7 +174,7 @@ def _status(control: IO[bytes], interval: float) -> str:
 
 
 def _complain(error: BaseException) -> None:
-    reason = re.sub(r"//[^/@\s]+@", "//", str(error)).strip().partition("\n")[0][:200]  # no password in a log
+    reason = without_passwords(str(error)).strip().partition("\n")[0][:200]
     print(
         f"mlflow: {reason}; the training goes on, metrics.jsonl has everything and is sent when the server answers",
         file=sys.stderr,

@@ -39,21 +39,26 @@ def main() -> int:
     parser.add_argument("--only", help="one target")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/fuzz.csv")
     args = parser.parse_args()
-    rows = []
+    failures = 0
     with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         chosen = [target for target in targets(Path(folder)) if args.only in (None, target.name)]
         weights = sum(target.weight for target in chosen)
         _limit()
         for target in chosen:
             cases = max(1, args.cases * target.weight // weights)
-            rows.append(fuzz(target, cases, args.seed))
-            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    if not args.no_save:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        from common import RESULTS, append_rows
+            row = fuzz(target, cases, args.seed)
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            failures += row["failures"] != 0
+            if not args.no_save:
+                save(row)
+    return 1 if failures else 0
 
-        append_rows(RESULTS / "fuzz.csv", rows)
-    return 1 if any(row["failures"] for row in rows) else 0
+
+def save(row: dict[str, object]) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from common import RESULTS, append_rows
+
+    append_rows(RESULTS / "fuzz.csv", [row])
 
 
 def fuzz(target: Target, cases: int, seed: int) -> dict[str, object]:

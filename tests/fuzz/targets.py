@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import of_config, of_data, of_tars
+from tests.fuzz import of_config, of_data, of_tars, of_weights
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def targets(folder: Path) -> list[Target]:
     record, sample, index = of_data.Record(), of_data.Sample(), of_tars.IndexFile(at("index"))
     deepspeed, host = of_config.DeepSpeed(at("deepspeed")), of_config.Hosts(at("hosts"))
     recipe, manifest = of_config.RecipeFile(at("recipe")), of_config.Manifests(at("manifest"))
-    tar, jpeg = of_tars.Tar(at("tar")), of_data.Jpeg()
+    tar, jpeg, weights = of_tars.Tar(at("tar")), of_data.Jpeg(), of_weights.Weights(at("weights"))
     return [
         Target("rle", 24, of_data.draw_masks, of_data.check_masks),
         Target("sa1b json", 12, record.draw, record.check),
@@ -52,6 +52,7 @@ def targets(folder: Path) -> list[Target]:
         Target("--set", 10, of_config.draw_settings, of_config.check_settings),
         Target("recipe json", 4, recipe.draw, recipe.check),
         Target("manifest", 4, manifest.draw, manifest.check),
+        Target("weights", 2, weights.draw, weights.check),
     ]
 
 

@@ -23,6 +23,7 @@ NAMES = [
     "--set",
     "recipe json",
     "manifest",
+    "weights",
 ]
 SEEDED = 1000  # cases of a fixed seed: the same in every run, and cheap
 
