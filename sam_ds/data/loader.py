@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -168,6 +169,19 @@ def _load(dataset: _Stream | _Pictures, keys: Iterator[Any], workers: int) -> It
     if workers == 0:
         yield from map(dataset.__getitem__, keys)
         return
-    pin = torch.cuda.is_available()
-    for loaded in make_ahead(dataset.__getitem__, keys, workers):
-        yield loaded.pin_memory() if pin else loaded
+    loaded = make_ahead(dataset.__getitem__, keys, workers)
+    yield from _pinned(loaded) if torch.cuda.is_available() else loaded
+
+
+def _pinned(items: Iterator[_Loaded]) -> Iterator[_Loaded]:
+    """Taken and copied to page-locked memory by a thread, one ahead: the training does not wait for the copy."""
+
+    def following() -> _Loaded | None:
+        loaded = next(items, None)
+        return loaded and loaded.pin_memory()
+
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(following)
+        while loaded := coming.result():
+            coming = thread.submit(following)
+            yield loaded

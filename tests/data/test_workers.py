@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_ds.config.errors import RankError
+from sam_ds.config.errors import RankError, UserError
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
 from sam_ds.data import workers
 from sam_ds.data.index import Index, open_index
@@ -79,6 +79,28 @@ def test_killed_workers_change_nothing(drawn: Path, caplog: pytest.LogCaptureFix
 def _children() -> list[int]:
     """Without touching what multiprocessing knows of them: that is the training's."""
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def test_batches_are_pinned_by_a_thread(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a GPU: in order, to the end, with the errors of the workers, and left in the middle."""
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(SegmentBatch, "pin_memory", lambda batch: pinned.append(threading.get_ident()) or batch)
+    expected = _stream(_loader(drawn / "train", replace(DATA, workers=0)), 6)
+    assert _stream(_loader(drawn / "train"), 6) == expected
+    assert len(pinned) >= 6 and threading.get_ident() not in pinned and not multiprocessing.active_children()
+    index = open_index(drawn / "train")
+    assert len(list(EvalLoader(index, DATA, SIDE, EvalConfig(batch=1), 0, 1))) == 12
+    monkeypatch.setattr(Path, "read_bytes", raiser(errno.EMFILE))
+    with pytest.raises(UserError, match="ulimit"):
+        next(_loader(drawn / "train").steps(0))
+
+
+def raiser(number: int) -> Callable[[Path], bytes]:
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    return read_bytes
 
 
 def test_killed_in_evaluation(drawn: Path) -> None:
