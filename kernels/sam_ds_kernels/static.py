@@ -40,7 +40,7 @@ from .rel_pos_attention_window import run_forward as window_forward
 from .work import name, work
 
 HEAD_DIMS = (64, 80, 104, 128, 256)
-FLOAT32_HEAD_DIMS = (80, 128, 256)
+FLOAT32_HEAD_DIMS = (64, 80, 128, 256)
 MASK_WIDTHS = (64, 128, 256, 1024)  # of the logits
 _POINTERS = {
     torch.bfloat16: "*bf16",
