@@ -7,6 +7,7 @@
 #   make gpu
 #   make lint
 #   make bench
+#   make scorecard [ARGS="--only soak"]
 #   make report
 #   make clean
 #
@@ -49,7 +50,7 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
 UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
-.PHONY: help train test fuzz kernels gpu lint bench report clean
+.PHONY: help train test fuzz kernels gpu lint bench scorecard report clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -92,6 +93,11 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for file in benchmarks/bench_*.py; do $(WITH_PATH) python $$file; done
+
+# Every fault that a training must survive, planted and survived: an hour, and docs/reliability.md.
+scorecard: $(VENV)/.installed-dev
+	@$(UNLOCK)
+	$(WITH_PATH) python benchmarks/scorecard.py $(ARGS)
 
 # Charts and a page of what stands in benchmarks/results.
 report: $(VENV)/.installed

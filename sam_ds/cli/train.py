@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from sam_ds.config import signals
+
 _EXAMPLE = """examples:
   sam-ds train --recipe tiny --data .cache/synthetic
   sam-ds train --recipe tiny --data photos --output runs/photos --set optim.lr=1e-3 --set train.steps=2000
@@ -48,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--paranoid",
         action="store_true",
-        help="after every step, compare over the ranks one of the tensors that all should hold alike",
+        help="compare in every step, over the ranks, the weights that all should hold alike",
     )
     parser.set_defaults(run=run)
 
@@ -94,6 +96,14 @@ def read_run_options(args: argparse.Namespace, world: int | None = None) -> tupl
 
 
 def run(args: argparse.Namespace) -> int:
+    signals.hold()  # importing takes seconds
+    try:
+        return _run(args)
+    finally:
+        signals.release()
+
+
+def _run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     recipe, config = read_run_options(args)
     main_rank = os.environ.get("RANK", "0") == "0"
@@ -108,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = Path(args.output or f"runs/{recipe.name}")
     stop.listen()
+    signals.release()
     try:
         training = open_run(
             recipe,

@@ -9,6 +9,16 @@ import threading
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+def hold() -> None:
+    """Keep them waiting, until ``release``: before a process is ready to answer, each would kill it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+
+
+def release() -> None:
+    """Let those that wait, and those to come, reach whoever listens now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+
+
 def leave_to_the_training() -> None:
     """Ignore them in this process: who signals a whole job would otherwise kill what the training still needs.
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
-from sam_ds.engine import activation_checkpointing, distributed, weights
+from sam_ds.engine import activation_checkpointing, distributed, replicas, weights
 from sam_ds.engine.optimizers import build_adamw
 from sam_ds.engine.timing import PhaseTimes
 from sam_ds.engine.watchdog import watchdog
@@ -44,7 +44,12 @@ class Engine:
     """
 
     def __init__(
-        self, build_task: Callable[[Recipe], Any], recipe: Recipe, config: DeepSpeedConfig, step: int = 0
+        self,
+        build_task: Callable[[Recipe], Any],
+        recipe: Recipe,
+        config: DeepSpeedConfig,
+        step: int = 0,
+        paranoid: bool = False,
     ) -> None:
         """Collective.
 
@@ -53,13 +58,14 @@ class Engine:
                 ``prepare(batch, step)``, ``forward(inputs, normalizer)``, ``checkpointed()``, ``leaf_modules()``,
                 ``layer_of(name)`` and ``num_layers``; see tasks.SegmentImages.
             step: the next one to be trained.
+            paranoid: compare in every step, over the ranks, what they should hold alike; see ``replicas``.
 
         Raises:
             UserError: settings that do not fit each other, the world or this machine.
         """
         activation_checkpointing.check(recipe.model)
         distributed.init()
-        self.recipe = recipe
+        self.recipe, self._paranoid = recipe, paranoid
         self.config = config.with_world(distributed.world_size())
         self.device = distributed.device()
         self.times = PhaseTimes(self.device)
@@ -105,7 +111,7 @@ class Engine:
         activation_checkpointing.apply(task.checkpointed(), self.recipe.model)
         # 2. Before the hooks of ZeRO-3 are placed.
         if self.config.zero_stage == 3:
-            _gather_as_one(task, task.leaf_modules())
+            weights.gather_as_one(task, task.leaf_modules())
         # 3. The optimizer takes the parameters where they will train.
         task.to(self.device)
         optimizer = build_adamw(self._groups, self.recipe.optim, self.device, self.config.offload_optimizer)
@@ -158,6 +164,8 @@ class Engine:
             self.start_phase(False, self.state_dict(everywhere=True))
         lr = self._set_lr(step)
         logs, count = self.accumulate_gradients(batches, step)
+        if self._paranoid:
+            replicas.compare(self.task, step)
         grad_norm, skipped = self._step()
         self._mark("step", step)
         return StepResult(logs, count, grad_norm, skipped, lr, self.loss_scale())
@@ -273,18 +281,6 @@ class Engine:
 def _without_init(recipe: Recipe) -> Recipe:
     """The recipe of a task whose weights are about to be replaced: there is no file to read."""
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init=""))
-
-
-def _gather_as_one(task: nn.Module, classes: list[type[nn.Module]]) -> None:
-    """Let ZeRO-3 gather all weights of each module of these classes when the module starts.
-
-    They read their children's weights themselves, where the children's own hooks don't see it. DeepSpeed's leaf
-    modules would do, but they reduce a gradient after each call: a module that runs in every round trips over it.
-    """
-    for module in task.modules():
-        if isinstance(module, tuple(classes)):
-            for parameter in module.parameters():
-                deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def _spoil_if_not_finite(loss: Tensor) -> Tensor:

@@ -8,50 +8,43 @@ from collections.abc import Iterator
 
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam_ds.engine import distributed
-from sam_ds.engine.engine import Engine
 
 
 class ReplicaError(RuntimeError):
     """Ranks hold different values of what should be alike: a fault of a machine, or of us. No state to save."""
 
 
-def check_one(engine: Engine, step: int) -> None:
-    """Compare one tensor over the ranks, the next one with each step. Collective; waits for the device.
+def compare(task: nn.Module, step: int) -> None:
+    """Compare weights and buffers over the ranks, but for those that ZeRO-3 has cut up. Collective.
+
+    To be called before a step's update: ZeRO then writes one rank's values over the others', and what a wrong weight
+    has done to the gradients is in all of them. Reads every weight once, and waits for the device.
 
     Raises:
         ReplicaError: on every rank.
     """
-    held = list(_replicated(engine))
-    if held:
-        _compare([held[step % len(held)]], step)
-
-
-def check_all(engine: Engine, step: int) -> None:
-    """Compare all, as ``check_one`` does one."""
-    _compare(list(_replicated(engine)), step)
-
-
-def _replicated(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Weights and buffers that this rank holds whole: all but those that ZeRO-3 has cut up."""
-    for name, parameter in engine.task.named_parameters():
-        if getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) is ZeroParamStatus.AVAILABLE:
-            yield name, parameter.data
-    yield from engine.task.named_buffers()
-
-
-def _compare(held: list[tuple[str, Tensor]], step: int) -> None:
-    sums = torch.stack([_checksum(tensor) for _, tensor in held]).tolist()
+    names, tensors = zip(*_replicated(task), strict=True)
+    sums = torch.stack([_checksum(tensor) for tensor in tensors]).tolist()
+    if len(set(distributed.gather(hash(tuple(sums))))) == 1:  # of integers: alike in every process
+        return
     told = distributed.gather((sums, socket.gethostname()))
-    for place, (name, _) in enumerate(held):
+    for place, name in enumerate(names):
         own = [values[place] for values, _ in told]
         if len(set(own)) > 1:
             common, count = Counter(own).most_common(1)[0]
             others = [f"{rank} ({told[rank][1]})" for rank, value in enumerate(own) if value != common]
             who = f"rank {', '.join(others)}" if count > len(own) / 2 else "some ranks (no majority)"
-            raise ReplicaError(f"after step {step}, {who} and the others differ in {name}: do not trust that machine")
+            raise ReplicaError(f"in step {step}, {who} and the others differ in {name}: do not trust that machine")
+
+
+def _replicated(task: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in task.named_parameters():
+        if getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) is ZeroParamStatus.AVAILABLE:
+            yield name, parameter.data
+    yield from task.named_buffers()
 
 
 def _checksum(tensor: Tensor) -> Tensor:

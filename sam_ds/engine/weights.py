@@ -69,6 +69,18 @@ def set_masters(ds: DeepSpeedEngine, weights: dict[str, Tensor]) -> None:
             safe_set_full_fp32_param(parameter, value)
 
 
+def gather_as_one(task: nn.Module, classes: list[type[nn.Module]]) -> None:
+    """Let ZeRO-3 gather all weights of each module of these classes when the module starts.
+
+    They read their children's weights themselves, where the children's own hooks don't see it. DeepSpeed's leaf
+    modules would do, but they reduce a gradient after each call: a module that runs in every round trips over it.
+    """
+    for module in task.modules():
+        if isinstance(module, tuple(classes)):
+            for parameter in module.parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
+
+
 def gathered_gradient(parameter: nn.Parameter) -> Tensor | None:
     """The full averaged gradient, between backward and step. A collective."""
     return deepspeed.utils.safe_get_full_grad(parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from sam_ds.types import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT, SegmentBatc
 _FILL, _TRUTH, _GREEN, _RED, _BOX = (30, 120, 255), (255, 210, 0), (0, 200, 60), (235, 40, 40), (255, 255, 255)
 _SIDE = 384  # small inputs are enlarged until their longer side has at least this many pixels
 _TITLE = 16  # pixels of the line above a panel
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Gallery:
@@ -63,10 +67,14 @@ class Gallery:
             quality = iou(answer.numpy(), truth.numpy())
             name = "box" if title == "box" else f"{title} click" + "s" * (title != "1")
             drawn.append(overlay(image, answer, truth, panel.points, panel.labels, f"{name}: IoU {quality:.2f}"))
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{int(batch.sample_ids[picture]):08d}_{int(batch.mask_ids[mask])}.png"
-        _side_by_side(drawn).save(path)
-        self.paths.append(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _side_by_side(drawn).save(path)
+        except OSError as error:  # no reason to lose what is evaluated
+            _logger.warning("not drawn: %s (%s)", path, error.strerror)
+        else:
+            self.paths.append(path)
 
 
 def overlay(

@@ -173,8 +173,11 @@ def commit(partial: Path) -> Path:
     return final
 
 
-def recover(root: Path) -> None:
-    """Put right what a save or a deletion that was killed has left: whole folders get their name, the others go."""
+def recover(root: Path) -> list[Path]:
+    """Put right what a save or a deletion that was killed has left: whole folders get their name, the others go.
+
+    Returns folders that have lost their manifest, which a save never leaves: they are set aside.
+    """
     for partial in sorted(root.glob(f"step_*{PARTIAL}")):
         try:
             manifest = read_manifest(partial)
@@ -193,6 +196,10 @@ def recover(root: Path) -> None:
             os.replace(older, final)
     for doomed in root.glob(f"step_*{DELETED}"):
         shutil.rmtree(doomed)
+    lost = [p for p in sorted(root.glob("step_*")) if _NAME.fullmatch(p.name) and not (p / MANIFEST).is_file()]
+    for folder in lost:
+        set_aside(folder)
+    return lost
 
 
 def set_aside(folder: Path) -> None:

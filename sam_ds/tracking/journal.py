@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 NAME = "metrics.jsonl"
+_MOST_KEPT = 1 << 26  # bytes
 
 
 class Journal:
-    """Appends to a run folder's ``metrics.jsonl``. Every line is on its way to the disk when a call returns."""
+    """Appends to a run folder's ``metrics.jsonl``. Every line is on its way to the disk when a call returns.
+
+    What a full or failing disk does not take is kept, and written when it does.
+    """
 
     def __init__(self, run_dir: Path, resumed_at: int | None = None) -> None:
         """``resumed_at``: the number of steps the checkpoint has seen; None for a new run."""
@@ -28,15 +33,15 @@ class Journal:
         self.step = resumed_at or 0
         path = self.run_dir / NAME
         torn = path.exists() and not _ends_a_line(path)
-        self._file = path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+        self._file = path.open("ab", buffering=0)
+        self._kept = b"\n" if torn else b""
+        self._failing = False
         if resumed_at is not None:
             self.resumed(resumed_at)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.step = step
-        self._write({name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()})
+        self._add({name: value if math.isfinite(value) else str(float(value)) for name, value in values.items()})
 
     def resumed(self, step: int) -> None:
         """The run goes on from ``step``: lines of later ones are void."""
@@ -45,14 +50,27 @@ class Journal:
     def artifact(self, path: Path) -> None:
         path = path.absolute()
         inside = path.is_relative_to(self.run_dir)
-        self._write({"artifact": str(path.relative_to(self.run_dir) if inside else path)})
+        self._add({"artifact": str(path.relative_to(self.run_dir) if inside else path)})
 
     def close(self) -> None:
+        self._write()
         self._file.close()
 
-    def _write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": self.step, "time": round(time.time(), 3), **values}) + "\n")
-        self._file.flush()
+    def _add(self, values: Mapping[str, Any]) -> None:
+        line = json.dumps({"step": self.step, "time": round(time.time(), 3), **values}) + "\n"
+        if len(self._kept) < _MOST_KEPT:
+            self._kept += line.encode()
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._kept:
+                self._kept = self._kept[self._file.write(self._kept) :]
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                print(f"{self.run_dir / NAME} cannot be written ({error.strerror}): kept in memory", file=sys.stderr)
+            self._failing = True
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sam_ds.training.tasks import Kit
 
 UNTRAINED = "untrained"
+_logger = logging.getLogger(__name__)
 
 
 class Evaluations:
@@ -25,6 +27,7 @@ class Evaluations:
 
     def __init__(self, recipe: Recipe, kit: Kit, folder: RunFolder, tracker: Tracker) -> None:
         self._recipe, self._kit, self._folder, self._tracker = recipe, kit, folder, tracker
+        self._unwritten: dict[str, dict[str, float]] = {}  # on rank 0; its disk may be full
 
     def measure_baselines(self, engine: Engine, say: Callable[[str], None]) -> None:
         """What a model must beat. Collective."""
@@ -56,17 +59,29 @@ class Evaluations:
 
     def report(self, step: int) -> str:
         """The table of before and after, beside the baselines; draws the curves. On one rank."""
-        known = self._folder.evaluations()
+        known = self._folder.evaluations() | self._unwritten
         shown = [title for title in known if title.startswith("disc")] + [UNTRAINED, f"step {step}"]
         curves = self._folder.pictures / "curves.png"
-        draw_curves(read_metrics(self._folder.path / journal.NAME), curves)
-        self._tracker.artifact(curves)
+        try:
+            draw_curves(read_metrics(self._folder.path / journal.NAME), curves)
+            self._tracker.artifact(curves)
+        except OSError as error:
+            _logger.warning("not drawn: %s (%s)", curves, error.strerror)
         return self._kit.table({title: known[title] for title in dict.fromkeys(shown) if title in known})
 
     def _known(self) -> dict[str, dict[str, float]]:
-        known: dict[str, dict[str, float]] = distributed.on_main(self._folder.evaluations)
+        known: dict[str, dict[str, float]] = distributed.on_main(lambda: self._folder.evaluations() | self._unwritten)
         return known
 
     def _note(self, title: str, metrics: dict[str, float]) -> None:
         if distributed.is_main():
-            self._folder.add_evaluation(title, metrics)
+            try:
+                self._folder.add_evaluation(title, metrics)
+            except OSError as error:
+                self._unwritten[title] = metrics
+                _logger.warning("the evaluation of %s is not written down (%s)", title, error.strerror)
+
+    def forget(self, step: int) -> None:
+        """Drop what was measured of later steps. On one rank."""
+        self._folder.forget(step)
+        self._unwritten = {}

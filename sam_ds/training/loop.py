@@ -45,7 +45,6 @@ def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
             stop.ask(busy=run.saver.busy())
             result = run.engine.train_step(batches, step)
             state = state.after(pictures, result.skipped)
-            run.check_replicas(state)
             run.meter.add(result, pictures, run.kit.rounds(run.recipe, step))
             run.progress.advance()
             trouble = run.health.after_step(state)

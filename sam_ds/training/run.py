@@ -14,7 +14,7 @@ from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.errors import UserError
 from sam_ds.config.folders import make_writable
 from sam_ds.config.schema import Recipe
-from sam_ds.engine import distributed, replicas
+from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.storage import checkpoints
@@ -48,7 +48,6 @@ class Run:
     health: Health
     state: TrainState  # where it starts
     starts: Starts
-    paranoid: bool  # compare over the ranks, after every step, what they should hold alike
     rewinds: list[int] = field(default_factory=list)  # steps that were gone back to
 
     def log(self, state: TrainState) -> str:
@@ -97,7 +96,7 @@ class Run:
         self.rewinds.append(before.step)
         rewound = before.rewound(state)
         if distributed.is_main():
-            self.folder.forget(rewound.step)
+            self.evaluations.forget(rewound.step)
         distributed.barrier()
         self.tracker.resumed(rewound.step)
         self.tracker.metrics(rewound.step, {"rewinds": float(rewound.rewinds)})
@@ -109,11 +108,6 @@ class Run:
         self.meter.forget()
         self.saver.last_step = rewound.step
         return rewound
-
-    def check_replicas(self, state: TrainState) -> None:
-        """Raises ReplicaError, on every rank, if ranks differ in what they should hold alike. Collective."""
-        if self.paranoid:
-            replicas.check_one(self.engine, state.step)
 
     def close(self, error: BaseException | None = None) -> None:
         """The training is over, because of ``error`` if it has not come to its end."""
@@ -149,17 +143,17 @@ def open_run(
     distributed.init(timeout + _MORE)
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
-    sources = distributed.on_main(lambda: _open_folder(folder, resume))
+    sources, lost = distributed.on_main(lambda: _open_folder(folder, resume))
     watchdog.start(timeout.total_seconds(), output)
     _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
-    engine = Engine(kit.build, recipe, config)
+    engine = Engine(kit.build, recipe, config, paranoid=paranoid)
     state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
     tracker = _start_folder(folder, engine, source, state)
     starts = Starts(folder.path)
     notes += distributed.on_main(lambda: _begin(folder, engine, starts, state))
     progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
-    for note in notes:
+    for note in [*lost, *notes]:
         progress.say(note)
     return Run(
         recipe=recipe,
@@ -175,7 +169,6 @@ def open_run(
         health=Health(recipe.train),
         state=state,
         starts=starts,
-        paranoid=paranoid,
     )
 
 
@@ -210,9 +203,10 @@ def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
     return []
 
 
-def _open_folder(folder: RunFolder, resume: str) -> list[Path]:
+def _open_folder(folder: RunFolder, resume: str) -> tuple[list[Path], list[str]]:
     make_writable(folder.path)
-    return folder.checkpoints_for(resume)
+    notes = folder.recover()
+    return folder.checkpoints_for(resume), notes
 
 
 def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state: TrainState) -> Tracker:

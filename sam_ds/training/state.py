@@ -104,16 +104,18 @@ class RunFolder:
         if kept != known:
             self._write("evaluations.json", kept)
 
+    def recover(self) -> list[str]:
+        """Put right what a killed save has left; returns what the user should know."""
+        lost = checkpoints.recover(self.checkpoints)
+        return [f"damaged, set aside: {folder} has no {checkpoints.MANIFEST}" for folder in lost]
+
     def checkpoints_for(self, resume: str) -> list[Path]:
         """The checkpoints to try, in order: those here, newest first (auto), none (never), or the one of a path.
-
-        What a killed save has left is put right first.
 
         Raises:
             UserError: ``never``, but the folder holds a training already; the path leads to no checkpoint, or the
                 folder holds later ones, which would count as this training's newest.
         """
-        checkpoints.recover(self.checkpoints)
         found = checkpoints.find(self.checkpoints)
         if resume == "auto":
             return found[::-1]

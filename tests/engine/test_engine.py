@@ -120,7 +120,7 @@ def test_own_digests_tell_ranks_apart(two_ranks: dict[str, list[Any]], name: str
 @pytest.mark.parametrize("name", DRIFTED)
 def test_a_rank_that_differs_is_told(two_ranks: dict[str, list[Any]], name: str) -> None:
     for seen in ranks.value(two_ranks, name):
-        assert "some ranks (no majority) and the others differ in model.image_encoder.pos_embed" in seen[2]
+        assert "in step 1, some ranks (no majority) and the others differ in model.image_encoder.pos_embed" in seen[2]
 
 
 @pytest.mark.parametrize("name", FROZEN)

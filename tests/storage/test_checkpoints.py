@@ -62,6 +62,14 @@ def test_a_manifest_that_was_changed_is_named(damage, words: str, tmp_path: Path
     assert str(folder) in str(said.value)
 
 
+def test_one_that_lost_its_manifest_is_set_aside(tmp_path: Path) -> None:
+    """A save never leaves that: its folder gets its name last."""
+    step_folder(tmp_path, 10).mkdir()
+    complete(step_folder(tmp_path, 20), 20)
+    assert checkpoints.recover(tmp_path) == [step_folder(tmp_path, 10)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010.damaged", "step_00000020"]
+
+
 # A save that is killed at its n-th file operation: Python itself says when it is about to touch a file.
 SAVE = """
 import sys

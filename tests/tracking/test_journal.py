@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
 from sam_ds.tracking.journal import NAME, Journal, read_lines, read_metrics
 
 
@@ -46,3 +48,15 @@ def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
     (_, offset), *_ = read_lines(tmp_path / NAME)
     journal.metrics(2, {"loss": 2.0})
     assert [line["step"] for line, _ in read_lines(tmp_path / NAME, offset)] == [2]
+
+
+def test_what_a_full_disk_does_not_take_is_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path)
+    journal._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+    journal.metrics(1, {"loss": 1.0})
+    journal.metrics(2, {"loss": 2.0})
+    assert capsys.readouterr().err.count("No space left") == 1
+    journal._file = (tmp_path / NAME).open("ab", buffering=0)  # noqa: SIM115
+    journal.metrics(3, {"loss": 3.0})
+    assert [row["step"] for row in read_metrics(tmp_path / NAME)] == [1, 2, 3]
+    journal.close()
