@@ -73,8 +73,12 @@ fuzz: $(VENV)/.installed-dev
 # The kernels' numbers in Triton's interpreter, and what the compiler makes of them for GPUs that are not here.
 # TRITON tries another version than the one that is installed.
 kernels: $(VENV)/.installed-dev $(if $(TRITON),$(OTHER_TRITON))
-	$(WITH_PATH) PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)) python -m pytest tests/kernels $(ARGS)
-	PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)) $(BIN)/python -m sam_ds_kernels.static
+	@# The compiler works while the interpreter does; the tests then find what it made.
+	export PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)); mkdir -p .cache; \
+	$(BIN)/python -m sam_ds_kernels.static > .cache/kernels_static.txt & table=$$!; \
+	trap "kill $$table 2>/dev/null || true" EXIT; \
+	$(WITH_PATH) python -m pytest tests/kernels $(ARGS); \
+	wait $$table; cat .cache/kernels_static.txt
 
 .cache/triton-%: | $(VENV)/.installed-dev
 	@# The interpreter of Triton 3.6 takes arrays of one element for numbers, which newer versions of NumPy refuse.
