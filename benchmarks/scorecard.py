@@ -10,6 +10,7 @@ met no fault: "bit-exact" means all of them are equal.
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import tempfile
 import time
@@ -27,6 +28,7 @@ from faults.soak import soak
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
 
 TABLE = ROOT / "docs" / "reliability.md"
+COLUMNS = ("fault", "figure", "value", "goal")
 ROWS: dict[str, Callable[[Lab], Iterator[Row]]] = {
     "undisturbed": processes.undisturbed,
     "killed_ranks": processes.killed_ranks,
@@ -66,11 +68,7 @@ def main() -> None:
                 print(f"{row.fault} | {row.figure} | {row.value} | {row.goal} | {row.trials} | {said(row)}", flush=True)
     print(f"{len(found)} rows, {sum(not row['met'] for row in found)} missed, {(time.time() - began) / 60:.0f} minutes")
     if not args.no_save:
-        results = RESULTS / "reliability.csv"
-        if args.only == list(ROWS):
-            results.unlink(missing_ok=True)
-        append_rows(results, found)
-        write_table(found, time.time() - began)
+        save(found)
 
 
 def laboratory(folder: Path, trials: int, few: int, soak: float) -> Lab:
@@ -87,15 +85,27 @@ def said(row: Row) -> str:
     return "" if not row.goal else "yes" if row.met else "NO"
 
 
-def write_table(found: list[dict[str, object]], seconds: float) -> None:
-    """``docs/reliability.md``, below the line that says so."""
+def save(found: list[dict[str, object]]) -> None:
+    """Put rows in place of those of the same faults, in the results and in the table of ``docs/reliability.md``."""
+    path, faults = RESULTS / "reliability.csv", {row["fault"] for row in found}
+    older: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            older = [row for row in csv.DictReader(file) if row["fault"] not in faults]
+    path.unlink(missing_ok=True)
+    append_rows(path, found)
+    with path.open(newline="") as file:
+        rows = older + list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     mark = "<!-- made by make scorecard -->"
     head = TABLE.read_text(encoding="utf-8").split(mark)[0]
     lines = ["| fault | figure | measured | goal | met | trials |", "|---|---|---|---|---|---|"]
-    for row in found:
-        met = said(Row(**{name: row[name] for name in Row.__dataclass_fields__}))  # type: ignore[arg-type]
-        lines.append("| " + " | ".join(str(x) for x in (*list(row.values())[:4], met, row["trials"])) + " |")
-    lines.append(f"\n{seconds / 60:.0f} minutes on the machine that `benchmarks/results/reliability.csv` names.")
+    for row in rows:
+        met = "" if not row["goal"] else "yes" if row["met"] == "True" else "NO"
+        lines.append("| " + " | ".join((*(row[name] for name in COLUMNS), met, row["trials"])) + " |")
     TABLE.write_text(f"{head}{mark}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 

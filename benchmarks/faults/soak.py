@@ -68,4 +68,4 @@ def damage(training: Training, rng: random.Random) -> None:
 def seconds_of_a_step(training: Training) -> float:
     lines = [line for line, _ in read_lines(training.output / "metrics.jsonl") if "time/step" in line]
     parts = ("time/data", "time/forward", "time/backward", "time/step")
-    return median(sum(line[part] for part in parts) for line in lines)
+    return median(sum(line[part] for part in parts) for line in lines) if lines else 0.0

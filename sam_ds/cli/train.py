@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_ds.config import signals
+from sam_ds.config.errors import LostRanksError
 
 _EXAMPLE = """examples:
   sam-ds train --recipe tiny --data .cache/synthetic
@@ -137,6 +138,9 @@ def _run(args: argparse.Namespace) -> int:
             training.progress.say(f"{stopped}: the same command goes on from there")
         except BaseException as raised:
             error = raised
+            if distributed.says_ranks_are_lost(raised):
+                error = LostRanksError(f"other ranks have gone ({str(raised).splitlines()[0]})")
+                raise error from raised
             raise
         finally:
             training.close(error)

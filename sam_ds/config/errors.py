@@ -18,6 +18,10 @@ class RankError(UserError):
     """A user's mistake that one rank may meet alone: that rank prints it, where of others rank 0 speaks for all."""
 
 
+class LostRanksError(RuntimeError):
+    """Other ranks have gone, and this one cannot go on: what went wrong, they have said."""
+
+
 def nearest(word: str, words: Iterable[str], limit: int = 3) -> str:
     """``word``'s closest spellings among ``words``, else all of them, as text for an error message."""
     known = list(words)

@@ -160,6 +160,8 @@ def _work(make: Callable[[Any], Any], channel: socket.socket) -> None:
             message = channel.recv(_MESSAGE)
         except TimeoutError:
             continue
+        except ConnectionResetError:  # the training was killed
+            return
         if not message:
             return
         made = _made(make, pickle.loads(message))

@@ -22,6 +22,14 @@ from sam_ds.config.errors import RankError, UserError
 TIMEOUT = timedelta(minutes=30)
 _control: dist.ProcessGroup | None = None  # made with the process group
 _timeout = TIMEOUT  # of every group
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "remote process exited",
+    "Timed out waiting",
+)
 
 
 def init(timeout: timedelta = TIMEOUT) -> None:
@@ -97,6 +105,11 @@ def shut_down() -> None:
     """Leave the process group, so that the interpreter ends without waiting for anyone."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def says_ranks_are_lost(error: BaseException) -> bool:
+    """Whether this is how a backend tells that another rank has ended: gloo and NCCL raise one class for all."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 
 
 def rank() -> int:

@@ -7,8 +7,10 @@ that long work between steps can end early; the flag that all ranks agree on is 
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -33,6 +35,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._asked = False
+        self._launchers: list[int] = []
         self._told = False
         self._votes = torch.zeros(2)
         self._reduction: Any = None
@@ -41,6 +44,7 @@ class StopFlag:
         """Take the signals; a second interrupt from the keyboard ends the process as usual."""
         for number in STOP:
             signal.signal(number, self._note)
+        self._launchers = _launchers()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._asked:
@@ -61,6 +65,8 @@ class StopFlag:
         Args:
             busy: what else all ranks are to know of each other.
         """
+        # On one machine a SIGTERM ends DeepSpeed's launcher and reaches nobody else.
+        self._asked = self._asked or _launchers()[: len(self._launchers)] != self._launchers
         self._votes = torch.tensor([self._asked, busy]).float()  # the store is not asked: every step comes here
         group = distributed.control_group()
         self._reduction = dist.all_reduce(self._votes, dist.ReduceOp.MAX, group=group, async_op=True)
@@ -87,6 +93,27 @@ class StopFlag:
             if self.seen():
                 return
             yield item
+
+
+def _launchers() -> list[int]:
+    """The processes of DeepSpeed's launcher above this one, the nearest first."""
+    found: list[int] = []
+    parent = os.getppid()
+    while len(found) < 2 and (above := _launcher_above(parent)):
+        found.append(parent)
+        parent = above
+    return found
+
+
+def _launcher_above(pid: int) -> int:
+    """The parent of ``pid`` if that is a process of the launcher, else 0."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    ours = any(word == b"deepspeed.launcher.launch" or word.endswith(b"/deepspeed") for word in words)
+    return int(fields[1]) if ours else 0
 
 
 stop = StopFlag()

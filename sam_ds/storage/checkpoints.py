@@ -72,13 +72,29 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**values)
         if manifest.sha256 != _digest(values):
             raise UserError(f"{path} is damaged: it is not what was written (its SHA-256 differs)")
+        _check(manifest)
     except FileNotFoundError:
         raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}") from None
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it cannot be read ({error})") from None
     return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError, TypeError, KeyError or AttributeError for what no save writes, whoever made up its hash."""
+    numbers = (manifest.step, manifest.world_size, manifest.zero_stage, manifest.global_batch)
+    if not all(type(number) is int for number in numbers):
+        raise ValueError("a count is no whole number")
+    for name, known in manifest.files.items():
+        if name != Path(name).name or "\0" in name or name in ("", ".."):
+            raise ValueError(f"{name!r} is no file of the folder")
+        if type(known["bytes"]) is not int or type(known["sha256"]) is not str:
+            raise ValueError(f"size or hash of {name!r} is missing")
+    for shape in (*manifest.shapes.values(), [len(manifest.recipe), len(manifest.progress), len(manifest.counters)]):
+        if not all(type(side) is int for side in shape):
+            raise ValueError("a shape is no list of whole numbers")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -93,11 +109,6 @@ def _digest(values: dict[str, Any]) -> str:
     """Of all of a manifest but its own hash."""
     others = {name: value for name, value in values.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
-
-
-def names_of(folder: Path) -> list[str]:
-    """All files of a checkpoint but the manifest, in order."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
 def record(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sam_ds.config.errors import UserError
 from sam_ds.storage import checkpoints
-from sam_ds.storage.checkpoints import step_folder
+from sam_ds.storage.checkpoints import Manifest, step_folder
 from tests.storage.cases import complete
 
 
@@ -51,6 +53,7 @@ def test_a_damaged_one_is_set_aside_and_nothing_is_lost(tmp_path: Path) -> None:
         (lambda path: path.write_text('{"version": 1}'), "another version"),
         (lambda path: path.write_text('{"version": 2, "step": 10}'), "cannot be read"),
         (lambda path: path.write_text(""), "cannot be read"),
+        (lambda path: path.write_text("[" * 100_000), "cannot be read"),
         (lambda path: path.unlink(), "not a complete checkpoint"),
     ],
 )
@@ -60,6 +63,24 @@ def test_a_manifest_that_was_changed_is_named(damage, words: str, tmp_path: Path
     with pytest.raises(UserError, match=words) as said:
         checkpoints.read_manifest(folder)
     assert str(folder) in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "x"},
+        {"files": []},
+        {"files": {"../../weights": {"bytes": 1, "sha256": "0"}}},
+        {"files": {"weights": {"sha256": "0"}}},
+        {"shapes": {"weight": "12"}},
+        {"progress": 3},
+    ],
+)
+def test_a_manifest_that_no_save_writes_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    manifest = Manifest(1, 1, 2, "fp32", False, {}, {})
+    checkpoints.write_manifest(tmp_path, dataclasses.replace(manifest, **changes))
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.read_manifest(tmp_path)
 
 
 def test_one_that_lost_its_manifest_is_set_aside(tmp_path: Path) -> None:

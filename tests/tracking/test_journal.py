@@ -56,7 +56,7 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path: Path, capsys:
     journal.metrics(1, {"loss": 1.0})
     journal.metrics(2, {"loss": 2.0})
     assert capsys.readouterr().err.count("No space left") == 1
-    journal._file = (tmp_path / NAME).open("ab", buffering=0)  # noqa: SIM115
+    journal._file = (tmp_path / NAME).open("ab", buffering=0)
     journal.metrics(3, {"loss": 3.0})
     assert [row["step"] for row in read_metrics(tmp_path / NAME)] == [1, 2, 3]
     journal.close()
