@@ -58,6 +58,7 @@ setup(
         "pillow>=10",
         "pycocotools>=2.0.7",
         "safetensors>=0.4",
+        "fsspec>=2024.2",  # where copies of checkpoints may lie; s3fs, gcsfs, … add their places
         "pydantic>=2",
         "mlflow>=2.15,<3.18",
         "matplotlib>=3.8",

@@ -58,17 +58,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="these rows")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
-    began, found = time.time(), []
+    began = time.time()
+    found: list[dict[str, object]] = []
     with nursery(), tempfile.TemporaryDirectory(prefix="sam_ds_faults_") as folder:
         lab = laboratory(Path(folder), args.trials, args.few, args.soak)
         for name in args.only:
             start = time.time()
+            of_this: list[dict[str, object]] = []
             for row in ROWS[name](lab):
-                found.append(dataclasses.asdict(row) | {"minutes": round((time.time() - start) / 60, 1)})
+                of_this.append(dataclasses.asdict(row) | {"minutes": round((time.time() - start) / 60, 1)})
                 print(f"{row.fault} | {row.figure} | {row.value} | {row.goal} | {row.trials} | {said(row)}", flush=True)
+            found += of_this
+            if not args.no_save:
+                save(of_this)
     print(f"{len(found)} rows, {sum(not row['met'] for row in found)} missed, {(time.time() - began) / 60:.0f} minutes")
-    if not args.no_save:
-        save(found)
 
 
 def laboratory(folder: Path, trials: int, few: int, soak: float) -> Lab:

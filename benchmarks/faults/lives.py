@@ -63,11 +63,16 @@ class Training:
         """Beside its folder, whose disk may be full."""
         return self.output.with_name(f"{self.output.name}_samples_{rank}.jsonl")
 
+    def config(self) -> Path:
+        """The DeepSpeed config of its stage and world, written if it is not there."""
+        path = self.data.parent / f"zero{self.stage}_{self.world}.json"
+        if not path.exists():
+            path.write_text(json.dumps(_config(self.stage, self.world)))
+        return path
+
     def arguments(self) -> list[str]:
         settings = [word for setting in (*_SETTINGS, *self.settings) for word in ("--set", setting)]
-        config = self.output.parent / f"zero{self.stage}_{self.world}.json"
-        config.write_text(json.dumps(_config(self.stage, self.world)))
-        where = ["--deepspeed_config", str(config), "--data", str(self.data), "--output", str(self.output)]
+        where = ["--deepspeed_config", str(self.config()), "--data", str(self.data), "--output", str(self.output)]
         return ["train", "--recipe", "tiny", *where, *settings, *self.options]
 
 
@@ -109,6 +114,7 @@ def live(training: Training, fault: Fault | None = None, most: float = _PATIENCE
     """
     training.output.mkdir(parents=True, exist_ok=True)
     training.output.with_suffix(".fault").unlink(missing_ok=True)
+    training.config()  # before the ranks look for it
     port = _free_port()
     log = training.output.with_suffix(".log")
     log.write_text("")
@@ -235,7 +241,8 @@ def losses(training: Training) -> dict[int, float]:
 def same(training: Training, reference: Training) -> bool:
     """Whether a training has ended as the undisturbed one, to the last bit, on the same samples and draws."""
     return (
-        weights(training) == weights(reference)
+        newest(training) == STEPS
+        and weights(training) == weights(reference)
         and samples(training) == samples(reference)
         and losses(training) == losses(reference)
     )

@@ -113,6 +113,7 @@ class TrainConfig:
     keep_last: int = 3
     keep_best: bool = True  # by mIoU at the last number of clicks
     keep_every: int = 0  # checkpoints of every so many steps stay too; 0: none
+    mirror: str = ""  # a URL for fsspec, s3://bucket/run say: checkpoints are copied there, and fetched from there
     async_save: bool = True  # write checkpoints beside the training, which then waits only for the copy to the host
     max_skipped: int = 50  # steps in a row without a finite gradient; then rewind (fp16 looks for its scale in some 20)
     spike_factor: float = 4.0  # a reported loss so many times the median of the last 20 is a spike; 0: never

@@ -18,6 +18,7 @@ from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.storage import checkpoints
+from sam_ds.storage.remote import Mirror
 from sam_ds.tracking.environment import environment
 from sam_ds.tracking.tracker import Tracker, open_tracker
 from sam_ds.training import tasks
@@ -112,6 +113,7 @@ class Run:
     def close(self, error: BaseException | None = None) -> None:
         """The training is over, because of ``error`` if it has not come to its end."""
         watchdog.stop()
+        self.saver.close()
         if distributed.is_main():
             if error is None or isinstance(error, (UserError, KeyboardInterrupt)):
                 self.starts.progressed()
@@ -143,7 +145,7 @@ def open_run(
     distributed.init(timeout + _MORE)
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
-    sources, lost = distributed.on_main(lambda: _open_folder(folder, resume))
+    sources, lost = distributed.on_main(lambda: _open_folder(folder, resume, recipe.train.mirror))
     watchdog.start(timeout.total_seconds(), output)
     _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
@@ -203,9 +205,16 @@ def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
     return []
 
 
-def _open_folder(folder: RunFolder, resume: str) -> tuple[list[Path], list[str]]:
+def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path], list[str]]:
     make_writable(folder.path)
     notes = folder.recover()
+    if mirror and resume == "auto":
+        try:
+            notes += Mirror(mirror).pull(folder.checkpoints)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever driver the place has; to start anew would be worse
+            raise UserError(f"train.mirror={mirror} does not answer: {error}") from None
     return folder.checkpoints_for(resume), notes
 
 

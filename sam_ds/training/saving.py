@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from threading import Thread
 
 from sam_ds.config.schema import TrainConfig
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.storage import checkpoints
+from sam_ds.storage.remote import Mirror
 from sam_ds.tracking.tracker import Tracker
 from sam_ds.training.progress import Progress
 from sam_ds.training.starts import Starts
@@ -32,6 +35,8 @@ class Saver:
         self._tracker, self._progress, self._starts = tracker, progress, starts
         self._saving: checkpoint.Saving | None = None
         self._began = 0.0
+        self._copying: Thread | None = None
+        self._newest = self._copied = Path()
         self.last_step = step  # that was begun to be saved, or loaded
 
     def start(self, state: TrainState, score: float | None) -> str:
@@ -73,11 +78,35 @@ class Saver:
             return str(error) if isinstance(error, checkpoint.NotFiniteError) else ""
         if distributed.is_main():
             self._starts.progressed()
-            train = self._train
-            checkpoints.prune(self._folder.checkpoints, train.keep_last, train.keep_best, train.keep_every)
+            self._keep(path)
         self._tracker.metrics(saving.step, {"save/seconds": time.perf_counter() - self._began})
         self._progress.say(f"saved {path}")
         return ""
+
+    def close(self) -> None:
+        """Wait for the copy that is under way, and make the one that is missing."""
+        if self._copying is not None:
+            self._copying.join()
+            if self._newest != self._copied:
+                self._copy(self._newest)
+
+    def _keep(self, path: Path) -> None:
+        """Delete what is not to be kept any more, and copy what is new; one copy at a time, a thread makes it."""
+        self._newest = path
+        if self._copying is not None and self._copying.is_alive():
+            return  # it reads an older one, which must stay
+        train = self._train
+        checkpoints.prune(self._folder.checkpoints, train.keep_last, train.keep_best, train.keep_every)
+        if train.mirror:
+            self._copying = Thread(target=self._copy, args=(path,), daemon=True)
+            self._copying.start()
+
+    def _copy(self, path: Path) -> None:
+        try:
+            Mirror(self._train.mirror).push(path)
+            self._copied = path
+        except Exception as error:  # of whatever driver the place has
+            self._progress.say(f"NOT COPIED to {self._train.mirror}: {path.name}: {error}")
 
     def _not_saved(self, step: int, error: checkpoint.SaveError) -> None:
         self._tracker.metrics(step, {"save/failed": 1.0})

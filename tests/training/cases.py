@@ -185,3 +185,15 @@ def rewind(folder: Path, data: str, save_every: int) -> Any:
     finally:
         tasks.TASKS["segment_images"] = SegmentImagesKit
     return {"said": said.getvalue(), "state": dataclasses.asdict(state), "folder": str(run.folder.path)}
+
+
+def mirrored(folder: Path, data: str) -> Any:
+    """A run that copies its checkpoints away, and one that starts on a machine that has none: what they print."""
+    recipe = tiny(steps=3, save_every=1, eval_every=0, keep_last=1, mirror=f"file://{folder}/there")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for output in ("first", "second"):
+            run = open_run(recipe, toy.config(2), data, None, folder / output, "auto")
+            loop.train(run)
+            run.close()
+    return {"said": said.getvalue(), "there": sorted(path.name for path in (folder / "there").iterdir())}

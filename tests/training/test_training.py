@@ -39,6 +39,7 @@ def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     runs = {f"resume_{stage}": partial(cases.resume, data=pictures, stage=stage) for stage in (2, 3)}
     batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=1)}
     rewinds = {f"rewind_{every}": partial(cases.rewind, data=pictures, save_every=every) for every in (2, 0)}
+    rewinds["mirrored"] = partial(cases.mirrored, data=pictures)
     return ranks.run(ONE_GRAPH | PARITY | runs | batches | rewinds, 2, tmp_path_factory.mktemp("ranks"))
 
 
@@ -104,6 +105,12 @@ def test_without_a_checkpoint_to_go_back_to_it_ends_with_the_reason(two_ranks: d
         assert (
             "not finite in 2 steps in a row, up to step 5, before the first checkpoint: lower optim.lr" in seen["error"]
         )
+
+
+def test_a_machine_without_checkpoints_starts_from_the_copies(two_ranks: dict[str, list[Any]]) -> None:
+    seen = ranks.value(two_ranks, "mirrored")[0]
+    assert "NOT COPIED" not in seen["said"] and "step_00000003" in seen["there"]
+    assert "fetched step 3 from file://" in seen["said"] and "already trained to step 3" in seen["said"]
 
 
 def _check_folder(folder: Path) -> None:
