@@ -76,9 +76,8 @@ kernels: $(VENV)/.installed-dev $(if $(TRITON),$(OTHER_TRITON))
 	@# The compiler works while the interpreter does; the tests then find what it made.
 	export PYTHONPATH=$(if $(TRITON),$(OTHER_TRITON)); mkdir -p .cache; \
 	$(BIN)/python -m sam_ds_kernels.static > .cache/kernels_static.txt & table=$$!; \
-	trap "kill $$table 2>/dev/null || true" EXIT; \
-	$(WITH_PATH) python -m pytest tests/kernels $(ARGS); \
-	wait $$table; cat .cache/kernels_static.txt
+	failed=0; $(WITH_PATH) python -m pytest tests/kernels $(ARGS) || failed=$$?; \
+	wait $$table; cat .cache/kernels_static.txt; exit $$failed
 
 .cache/triton-%: | $(VENV)/.installed-dev
 	@# The interpreter of Triton 3.6 takes arrays of one element for numbers, which newer versions of NumPy refuse.
