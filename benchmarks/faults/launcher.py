@@ -73,6 +73,8 @@ def start(training: Training) -> subprocess.Popen[str]:
     command += ["--log_level", "warning", "--master_port", str(port), "--module", "sam_ds", *training.arguments()]
     command += [*settings, "--timeout", "5"]
     pipe, error = subprocess.PIPE, subprocess.STDOUT
+    # What was itself started in the background has SIGINT ignored, and would hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=error, text=True)
 
 

@@ -61,7 +61,8 @@ def stopped_ranks(lab: Lab) -> Iterator[Row]:
             stacks = training.output / f"stacks_rank_{1 - fault.rank:05d}.txt"
             noticed.append((stacks.stat().st_mtime if stacks.exists() else float("inf")) - first.fault)
             named.append(lab.held(f"watchdog: rank {fault.rank} " in first.said, fault, first))
-            exact.append(survive(training, [])[-1].finished and lab.exact(training))
+            last = survive(training, [])[-1]
+            exact.append(lab.held(last.finished and lab.exact(training), fault, last))
         yield from counted(name, {"the rank is named": named, "ended bit-exact": exact})
         goal = TIMEOUT + 5
         figure = f"noticed after s, median (max), timeout {TIMEOUT:g} s"

@@ -35,6 +35,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._asked = False
+        self._interrupted = False  # from the keyboard
         self._launchers: list[int] = []
         self._told = False
         self._votes = torch.zeros(2)
@@ -47,8 +48,10 @@ class StopFlag:
         self._launchers = _launchers()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._asked:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self._asked = True
 
     def seen(self) -> bool:

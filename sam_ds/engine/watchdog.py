@@ -63,6 +63,11 @@ class Judge:
             self._moved[rank] = now
         self._beats[rank] = beat
 
+    def forgive(self, now: float) -> None:
+        """Nobody is late yet: the judge itself was away."""
+        self._heard = dict.fromkeys(self._heard, now)
+        self._moved = dict.fromkeys(self._moved, now)
+
     def verdict(self, now: float) -> str:
         """Who is in trouble, where, and how; "" if nobody is."""
         for rank, heard in self._heard.items():
@@ -137,9 +142,12 @@ class Watchdog:
 
     def _talk(self, store: dist.TCPStore, judge: Judge | None, interval: float, ended: threading.Event) -> None:
         """May hang with the store: ``_wait`` notices."""
-        count = 0
+        count, last = 0, time.monotonic()
         while not ended.wait(interval):
             count += 1
+            if judge and time.monotonic() - last > 5 * interval:  # it was itself stopped: what it heard is old
+                judge.forgive(time.monotonic())
+            last = time.monotonic()
             with contextlib.suppress(RuntimeError):  # of the store: it answers again, or it is given up
                 self._tell(store, count)
                 if store.check([_VERDICT]):
@@ -155,13 +163,19 @@ class Watchdog:
         store.set(_key(distributed.rank()), json.dumps(vars(beat)))
 
     def _wait(self, silence: float, interval: float, stacks: Path, ended: threading.Event) -> None:
+        last = time.monotonic()
         while not ended.wait(interval):
-            quiet = time.monotonic() - self._answered
+            now = time.monotonic()
+            if now - last > 2 * interval + silence / 2:  # it was itself stopped, and the store had no time to answer
+                self._answered = now
+            last = now
+            quiet = now - self._answered
             if not self._verdict and quiet > silence:
                 self._verdict = f"rank 0 has not been heard of for {quiet:.0f} s, nor the store that it keeps"
             if self._verdict:
-                _write_stacks(self._verdict, stacks)
-                time.sleep(3 * interval)  # with the first rank that ends, others end in errors of their network
+                # Its storage may be what hangs. With the first rank that ends, others end in errors of their network.
+                threading.Thread(target=_write_stacks, args=(self._verdict, stacks), daemon=True).start()
+                time.sleep(3 * interval)
                 os._exit(EXIT_CODE)
 
 
@@ -190,6 +204,7 @@ def _write_stacks(verdict: str, folder: Path) -> None:
     """Say what is wrong, and write where this rank's threads are, whatever its main thread does."""
     rank = distributed.rank()
     path = folder / f"stacks_rank_{rank:05d}.txt"
+    print(f"sam-ds: watchdog: {verdict}; rank {rank}'s stacks: {path}; ending the job", file=sys.stderr, flush=True)
     try:
         with path.open("w", encoding="utf-8") as file:
             file.write(f"{verdict}\n{socket.gethostname()}, rank {rank}, {time.strftime('%F %T')}\n\n")
@@ -197,7 +212,6 @@ def _write_stacks(verdict: str, folder: Path) -> None:
             faulthandler.dump_traceback(file, all_threads=True)
     except OSError:
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    print(f"sam-ds: watchdog: {verdict}; rank {rank}'s stacks: {path}; ending the job", file=sys.stderr, flush=True)
 
 
 watchdog = Watchdog()

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,10 +236,10 @@ def resolve(path: Path) -> Path:
     raise UserError(f"there is no complete checkpoint at {path}: give a run folder or one of its checkpoints/step_…")
 
 
-def prune(root: Path, keep_last: int, keep_best: bool, keep_every: int = 0) -> list[Path]:
+def prune(root: Path, keep_last: int, keep_best: bool, keep_every: int = 0, spare: Collection[Path] = ()) -> list[Path]:
     """Delete all checkpoints but the newest ``keep_last`` (at least one), the best, and those of ``keep_every`` steps.
 
-    Returns what was deleted.
+    Returns what was deleted; ``spare`` is left for another time.
     """
     found = find(root)
     keep = set(found[-max(1, keep_last) :])
@@ -249,7 +249,7 @@ def prune(root: Path, keep_last: int, keep_best: bool, keep_every: int = 0) -> l
         scores = {path: score for path in found if (score := _score(path)) is not None}
         if scores:
             keep.add(max(scores, key=lambda path: scores[path]))
-    deleted = [path for path in found if path not in keep]
+    deleted = [path for path in found if path not in keep and path not in spare]
     for path in deleted:
         doomed = path.with_name(path.name + DELETED)  # renamed first, so that a half-deleted folder never counts
         os.replace(path, doomed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,16 @@ class Mirror:
         steps = sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
         return [step for step in steps if self._files.exists(f"{self._place(step)}/{MANIFEST}")]
 
-    def push(self, folder: Path) -> None:
-        """Copy a checkpoint there, and delete those there that its run does not keep."""
+    def push(self, folder: Path, dropped: Iterable[int] = ()) -> None:
+        """Copy a checkpoint there, then delete the steps that its run has dropped."""
         step, manifest = step_of(folder), read_manifest(folder)
         place = self._place(step)
         self._delete(step)
         self._files.makedirs(place, exist_ok=True)
         for name in [*manifest.files, MANIFEST]:
             self._files.put_file(str(folder / name), f"{place}/{name}")
-        kept = {step_of(path) for path in find(folder.parent)} | {step}
-        for other in self.steps():
-            if other not in kept and other < step:
-                self._delete(other)
+        for other in dropped:
+            self._delete(other)
 
     def pull(self, root: Path) -> list[str]:
         """Fetch the newest whole checkpoint if it is newer than any in ``root``. Returns what the user should know."""

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ class Journal:
             self._failing = False
         except OSError as error:
             if not self._failing:
-                print(f"{self.run_dir / NAME} cannot be written ({error.strerror}): kept in memory", file=sys.stderr)
+                with suppress(OSError):
+                    print(
+                        f"{self.run_dir / NAME} cannot be written ({error.strerror}): kept in memory", file=sys.stderr
+                    )
             self._failing = True
 
 

@@ -83,5 +83,8 @@ class Evaluations:
 
     def forget(self, step: int) -> None:
         """Drop what was measured of later steps. On one rank."""
-        self._folder.forget(step)
         self._unwritten = {}
+        try:
+            self._folder.forget(step)
+        except OSError as error:
+            _logger.warning("evaluations after step %d stay written down (%s)", step, error.strerror)

@@ -18,7 +18,7 @@ def train(run: Run) -> TrainState:
     state, last = run.state, run.recipe.train.steps
     try:
         run.evaluations.measure_baselines(run.engine, run.progress.say)
-        if state.step == 0 or state.step >= last:  # before the first step, and where none is left to do
+        if _due(state.step, run.recipe.train.eval_every, last) or state.step == 0:  # if that was not come to
             run.evaluate(state)
         stop.check()
         with run.progress:
@@ -28,9 +28,9 @@ def train(run: Run) -> TrainState:
                     state = run.rewind(state, trouble)
     except Preempted:
         run.saver.finish()
-        raise Preempted(f"preempted at step {run.saver.last_step}") from None
-    if distributed.is_main():
-        run.progress.say(run.evaluations.report(state.step))
+        raise Preempted(f"preempted at step {run.saver.saved_step}") from None
+    # The others wait: a rank that has ended would be missed.
+    run.progress.say(distributed.on_main(lambda: run.evaluations.report(state.step)))
     return state
 
 
@@ -65,7 +65,7 @@ def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
                 return state, trouble
         return state, run.saver.finish()
     except Preempted:
-        if state.step != run.saver.last_step:
+        if not trouble and state.step != run.saver.last_step:
             run.save(state, None)
         raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
@@ -53,10 +54,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self._bar is not None:
-            self._bar.write(text)
-        elif self._enabled:
-            print(text, flush=True)
+        with suppress(OSError):  # a full disk, or nobody who reads: no reason to stop
+            if self._bar is not None:
+                self._bar.write(text)
+            elif self._enabled:
+                print(text, flush=True)
 
     def _left(self) -> str:
         began, start = self._began

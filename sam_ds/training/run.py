@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sam_ds.config import recipe_file
 from sam_ds.config.deepspeed import DeepSpeedConfig
@@ -31,6 +32,7 @@ from sam_ds.training.saving import Saver
 from sam_ds.training.starts import Starts
 from sam_ds.training.state import RunFolder, TrainState
 
+T = TypeVar("T")
 _MORE = timedelta(seconds=60)  # that a group waits for longer than the watchdog, which knows more to say
 
 
@@ -107,18 +109,18 @@ class Run:
         self.progress.move_to(rewound.step)
         self.health.forget()
         self.meter.forget()
-        self.saver.last_step = rewound.step
+        self.saver.went_back(rewound.step)
         return rewound
 
     def close(self, error: BaseException | None = None) -> None:
         """The training is over, because of ``error`` if it has not come to its end."""
         watchdog.stop()
-        self.saver.close()
         if distributed.is_main():
             if error is None or isinstance(error, (UserError, KeyboardInterrupt)):
                 self.starts.progressed()
             else:
                 self.starts.failed(f"{type(error).__name__}: {error}")
+        self.saver.close()
         self.tracker.close(failed=error is not None)
         self.engine.close()
 
@@ -149,11 +151,13 @@ def open_run(
     watchdog.start(timeout.total_seconds(), output)
     _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
-    engine = Engine(kit.build, recipe, config, paranoid=paranoid)
-    state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
-    tracker = _start_folder(folder, engine, source, state)
     starts = Starts(folder.path)
-    notes += distributed.on_main(lambda: _begin(folder, engine, starts, state))
+    distributed.on_main(lambda: starts.begin(checkpoints.read_manifest(sources[0]).step if sources else 0))
+    with starts.opening():
+        engine = Engine(kit.build, recipe, config, paranoid=paranoid)
+        state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
+        notes += distributed.on_main(lambda: _check_disk(folder, engine))
+    tracker = _start_folder(folder, engine, source, state)
     progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
     for note in [*lost, *notes]:
         progress.say(note)
@@ -180,12 +184,6 @@ def _open_data(kit: tasks.Kit, data: str, val: str | None) -> None:
         kit.open_data(data, val)  # … and the others find it
 
 
-def _begin(folder: RunFolder, engine: Engine, starts: Starts, state: TrainState) -> list[str]:
-    notes = _check_disk(folder, engine)
-    starts.begin(state.step)
-    return notes
-
-
 def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
     """What the user should know of the space for checkpoints. Raises UserError if there is not enough for one."""
     train = engine.recipe.train
@@ -209,13 +207,21 @@ def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path
     make_writable(folder.path)
     notes = folder.recover()
     if mirror and resume == "auto":
-        try:
-            notes += Mirror(mirror).pull(folder.checkpoints)
-        except UserError:
-            raise
-        except Exception as error:  # of whatever driver the place has; to start anew would be worse
-            raise UserError(f"train.mirror={mirror} does not answer: {error}") from None
-    return folder.checkpoints_for(resume), notes
+        notes += _of_mirror(mirror, lambda there: there.pull(folder.checkpoints))
+    sources = folder.checkpoints_for(resume)
+    newest = max((checkpoints.read_manifest(source).step for source in sources[:1]), default=-1)
+    if mirror and resume != "auto" and any(step > newest for step in _of_mirror(mirror, Mirror.steps)):
+        raise UserError(f"train.mirror={mirror} holds a training that went further: give this one another place")
+    return sources, notes
+
+
+def _of_mirror(url: str, work: Callable[[Mirror], list[T]]) -> list[T]:
+    try:
+        return work(Mirror(url))
+    except UserError:
+        raise
+    except Exception as error:  # of whatever driver the place has; to start anew would be worse
+        raise UserError(f"train.mirror={url} does not answer: {error}") from None
 
 
 def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state: TrainState) -> Tracker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 from sam_ds.config.schema import TrainConfig
 from sam_ds.engine import checkpoint, distributed
@@ -15,6 +15,8 @@ from sam_ds.tracking.tracker import Tracker
 from sam_ds.training.progress import Progress
 from sam_ds.training.starts import Starts
 from sam_ds.training.state import RunFolder, TrainState
+
+_PATIENCE = 60.0  # seconds that the end of a training waits for a copy
 
 
 class Saver:
@@ -35,9 +37,12 @@ class Saver:
         self._tracker, self._progress, self._starts = tracker, progress, starts
         self._saving: checkpoint.Saving | None = None
         self._began = 0.0
+        self._stall = 0.0
         self._copying: Thread | None = None
-        self._newest = self._copied = Path()
-        self.last_step = step  # that was begun to be saved, or loaded
+        self._lock = Lock()
+        self._to_copy: list[Path] = []  # the first is under way
+        self._dropped: list[int] = []  # steps that are not yet deleted where copies lie
+        self.last_step = self.saved_step = step  # that was begun to be saved, and is saved
 
     def start(self, state: TrainState, score: float | None) -> str:
         """Begin to save; where that is impossible, go on. Collective.
@@ -55,9 +60,8 @@ class Saver:
             )
         except checkpoint.SaveError as error:
             self._not_saved(state.step, error)
-        trouble = "" if self._train.async_save else self.finish()
-        self._tracker.metrics(state.step, {"save/stall_s": time.perf_counter() - self._began})
-        return trouble
+        self._stall = time.perf_counter() - self._began
+        return "" if self._train.async_save else self.finish()
 
     def busy(self) -> bool:
         """Whether this rank still writes."""
@@ -71,43 +75,72 @@ class Saver:
         saving, self._saving = self._saving, None
         if saving is None:
             return ""
+        began = time.perf_counter()
         try:
             path = saving.finish()
         except checkpoint.SaveError as error:
             self._not_saved(saving.step, error)
             return str(error) if isinstance(error, checkpoint.NotFiniteError) else ""
+        self.saved_step = saving.step
         if distributed.is_main():
-            self._starts.progressed()
-            self._keep(path)
-        self._tracker.metrics(saving.step, {"save/seconds": time.perf_counter() - self._began})
+            self._tidy_up(path)
+        now = time.perf_counter()
+        values = {"save/seconds": now - self._began, "save/stall_s": self._stall + now - began}
+        self._tracker.metrics(saving.step, values)
         self._progress.say(f"saved {path}")
         return ""
 
     def close(self) -> None:
-        """Wait for the copy that is under way, and make the one that is missing."""
-        if self._copying is not None:
-            self._copying.join()
-            if self._newest != self._copied:
-                self._copy(self._newest)
+        """Wait a limited time for the copy that is under way."""
+        if self._copying is None:
+            return
+        self._copying.join(_PATIENCE)
+        if not self._copying.is_alive() and self._to_copy:  # it came as the thread ended
+            self._start_copying()
+            self._copying.join(_PATIENCE)
+        if self._copying.is_alive():
+            self._progress.say(f"NOT COPIED to {self._train.mirror}: the newest checkpoint; the one here is whole")
 
-    def _keep(self, path: Path) -> None:
-        """Delete what is not to be kept any more, and copy what is new; one copy at a time, a thread makes it."""
-        self._newest = path
-        if self._copying is not None and self._copying.is_alive():
-            return  # it reads an older one, which must stay
-        train = self._train
-        checkpoints.prune(self._folder.checkpoints, train.keep_last, train.keep_best, train.keep_every)
-        if train.mirror:
-            self._copying = Thread(target=self._copy, args=(path,), daemon=True)
-            self._copying.start()
+    def _start_copying(self) -> None:
+        self._copying = Thread(target=self._copy, daemon=True)
+        self._copying.start()
 
-    def _copy(self, path: Path) -> None:
+    def _tidy_up(self, path: Path) -> None:
+        """Delete what is not to be kept any more, and have copied what is new. On one rank: it must not fail alone."""
+        train, copying = self._train, self._copying is not None and self._copying.is_alive()
         try:
-            Mirror(self._train.mirror).push(path)
-            self._copied = path
-        except Exception as error:  # of whatever driver the place has
-            self._progress.say(f"NOT COPIED to {self._train.mirror}: {path.name}: {error}")
+            self._starts.progressed()
+            spare = self._to_copy[:1] if copying else []  # a thread reads it
+            dropped = checkpoints.prune(
+                self._folder.checkpoints, train.keep_last, train.keep_best, train.keep_every, spare
+            )
+        except OSError as error:
+            self._progress.say(f"not tidied up: {error}")
+            dropped = []
+        if train.mirror:
+            self._dropped += [checkpoints.step_of(gone) for gone in dropped]
+            with self._lock:
+                self._to_copy = [*self._to_copy[: int(copying)], path]
+            if not copying:
+                self._start_copying()
+
+    def _copy(self) -> None:
+        """Copy what is to be copied, until nothing is."""
+        while self._to_copy:
+            path, dropped = self._to_copy[0], list(self._dropped)
+            try:
+                Mirror(self._train.mirror).push(path, dropped)
+                self._dropped = [step for step in self._dropped if step not in dropped]
+            except Exception as error:  # of whatever driver the place has
+                self._progress.say(f"NOT COPIED to {self._train.mirror}: {path.name}: {error}")
+            with self._lock:
+                self._to_copy = self._to_copy[1:]
+
+    def went_back(self, step: int) -> None:
+        """The training goes on from another checkpoint."""
+        self.last_step = self.saved_step = step
 
     def _not_saved(self, step: int, error: checkpoint.SaveError) -> None:
+        self.last_step = self.saved_step  # to be tried again
         self._tracker.metrics(step, {"save/failed": 1.0})
         self._progress.say(f"NOT SAVED at step {step}, training goes on: {error}")

@@ -45,7 +45,7 @@ class TrainState:
     def rewound(self, before: TrainState) -> TrainState:
         """This state, of a checkpoint, to go on from after the pictures with which the state ``before`` was reached."""
         last = before.step + before.left_out
-        return dataclasses.replace(self, rewinds=before.rewinds + 1, left_out=last - self.step)
+        return dataclasses.replace(self, rewinds=before.rewinds + 1, left_out=last - self.step, skipped_in_a_row=0)
 
     def progress(self) -> dict[str, Any]:
         """As a checkpoint holds it, next to its own ``step``."""

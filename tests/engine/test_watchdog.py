@@ -34,6 +34,13 @@ def test_ranks_that_go_on_are_left_alone() -> None:
     assert judged({0: ALIVE, 1: ALIVE}, 60) == ""
 
 
+def test_a_judge_that_was_away_itself_forgives() -> None:
+    judge = Judge(silence=5, timeout=20)
+    judge.hear(0, Beat(1, 1, "place 1", False, "host", 1), 0.0)
+    judge.forgive(100.0)
+    assert judge.verdict(104.0) == "" != judge.verdict(106.0)
+
+
 def test_before_the_training_nobody_is_late() -> None:
     """One rank indexes the pictures for an hour, the others wait for it."""
     waiting = [(count, 0) for count in range(1, 100)]

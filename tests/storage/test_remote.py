@@ -41,12 +41,14 @@ def test_what_was_copied_comes_back(mirror: Mirror, tmp_path: Path) -> None:
     assert mirror.pull(tmp_path / "new") == []  # it has it
 
 
-def test_what_the_run_does_not_keep_goes_there_too(mirror: Mirror, tmp_path: Path) -> None:
+def test_what_the_run_drops_goes_there_too_and_nothing_else(mirror: Mirror, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         folder = saved(tmp_path / "run", step)
-        checkpoints.prune(tmp_path / "run", keep_last=2, keep_best=False)
-        mirror.push(folder)
+        dropped = checkpoints.prune(tmp_path / "run", keep_last=2, keep_best=False)
+        mirror.push(folder, [checkpoints.step_of(path) for path in dropped])
     assert mirror.steps() == steps(tmp_path / "run") == [20, 30]
+    mirror.push(saved(tmp_path / "new_machine", 40))
+    assert mirror.steps() == [20, 30, 40]
 
 
 def test_a_copy_that_is_not_whole_or_damaged_is_gone_back_from(tmp_path: Path) -> None:

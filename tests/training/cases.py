@@ -196,4 +196,8 @@ def mirrored(folder: Path, data: str) -> Any:
             run = open_run(recipe, toy.config(2), data, None, folder / output, "auto")
             loop.train(run)
             run.close()
+        try:
+            open_run(recipe, toy.config(2), data, None, folder / "third", "never")
+        except UserError as error:
+            print(error)
     return {"said": said.getvalue(), "there": sorted(path.name for path in (folder / "there").iterdir())}

@@ -28,6 +28,19 @@ def test_a_killed_training_leaves_no_word(tmp_path: Path) -> None:
         Starts(tmp_path).begin(0)
 
 
+def test_mistakes_do_not_count_and_the_watchdog_is_heard(tmp_path: Path) -> None:
+    for _ in range(9):
+        starts = Starts(tmp_path)
+        starts.begin(0)
+        with pytest.raises(UserError), starts.opening():
+            raise UserError("another batch")
+    for _ in range(3):
+        Starts(tmp_path).begin(0)
+    (tmp_path / "stacks_rank_00000.txt").write_text("rank 3 (node-7) is stuck\n\nThread 1\n")
+    with pytest.raises(UserError, match=r"last: rank 3 \(node-7\) is stuck"):
+        Starts(tmp_path).begin(0)
+
+
 def test_a_checkpoint_ends_the_count(tmp_path: Path) -> None:
     for _ in range(9):
         starts = Starts(tmp_path)

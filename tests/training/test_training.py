@@ -110,6 +110,7 @@ def test_without_a_checkpoint_to_go_back_to_it_ends_with_the_reason(two_ranks: d
 def test_a_machine_without_checkpoints_starts_from_the_copies(two_ranks: dict[str, list[Any]]) -> None:
     seen = ranks.value(two_ranks, "mirrored")[0]
     assert "NOT COPIED" not in seen["said"] and "step_00000003" in seen["there"]
+    assert "holds a training that went further" in seen["said"]
     assert "fetched step 3 from file://" in seen["said"] and "already trained to step 3" in seen["said"]
 
 

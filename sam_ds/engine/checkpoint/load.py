@@ -56,10 +56,10 @@ def _verified(folder: Path) -> Manifest:
         found = [str(error)]
     outcomes = distributed.gather((manifest and manifest.sha256, found))
     problems = [text for _, own in outcomes for text in own]
+    if len({sha256 for sha256, _ in outcomes}) > 1:  # first: it is not damaged because one machine does not see it
+        raise UserError(f"{folder} is not the same on all machines: is it on storage that all of them share?")
     if problems:
         raise DamagedError(problems[0])
-    if len({sha256 for sha256, _ in outcomes}) > 1:
-        raise UserError(f"{folder} is not the same on all machines: is it on storage that all of them share?")
     assert manifest is not None
     return manifest
 
