@@ -151,8 +151,7 @@ def open_run(
     watchdog.start(timeout.total_seconds(), output)
     _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
-    starts = Starts(folder.path)
-    distributed.on_main(lambda: starts.begin(checkpoints.read_manifest(sources[0]).step if sources else 0))
+    starts = _begin(folder, sources)
     with starts.opening():
         engine = Engine(kit.build, recipe, config, paranoid=paranoid)
         state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
@@ -201,6 +200,13 @@ def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
             f"{folder.path} lacks {missing / 1e9:.2f} GB for the {kept} checkpoints that the recipe will have there"
         ]
     return []
+
+
+def _begin(folder: RunFolder, sources: list[Path]) -> Starts:
+    """Note the start before the model is built: memory for it may be what there is not."""
+    starts = Starts(folder.path)
+    distributed.on_main(lambda: starts.begin(checkpoints.read_manifest(sources[0]).step if sources else 0))
+    return starts
 
 
 def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path], list[str]]:
