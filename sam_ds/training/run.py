@@ -205,7 +205,9 @@ def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
 def _begin(folder: RunFolder, sources: list[Path]) -> Starts:
     """Note the start before the model is built: memory for it may be what there is not."""
     starts = Starts(folder.path)
-    distributed.on_main(lambda: starts.begin(checkpoints.read_manifest(sources[0]).step if sources else 0))
+    # By its name: it may be damaged.
+    step = checkpoints.step_of(sources[0]) if sources and folder.owns(sources[0]) else 0
+    distributed.on_main(lambda: starts.begin(step))
     return starts
 
 
@@ -215,9 +217,10 @@ def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path
     if mirror and resume == "auto":
         notes += _of_mirror(mirror, lambda there: there.pull(folder.checkpoints))
     sources = folder.checkpoints_for(resume)
-    newest = max((checkpoints.read_manifest(source).step for source in sources[:1]), default=-1)
-    if mirror and resume != "auto" and any(step > newest for step in _of_mirror(mirror, Mirror.steps)):
-        raise UserError(f"train.mirror={mirror} holds a training that went further: give this one another place")
+    if mirror and resume != "auto":
+        newest = checkpoints.read_manifest(sources[0]).step if sources else -1
+        if any(step > newest for step in _of_mirror(mirror, Mirror.steps)):
+            raise UserError(f"train.mirror={mirror} holds a training that went further: give this one another place")
     return sources, notes
 
 
