@@ -178,7 +178,7 @@ def _made(make: Callable[[Any], Any], key: Any) -> Any:
         return error
     except MemoryError:
         return RankError("a loader process is out of memory: lower data.workers")
-    except Exception:
+    except Exception:  # a mistake of ours: ``_opened`` raises it in the training, this process's traceback with it
         return _Failure(traceback.format_exc())
 
 

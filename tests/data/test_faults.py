@@ -16,35 +16,18 @@ from pathlib import Path
 import pytest
 
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import DataConfig, Recipe
 from sam_ds.data import workers
 from sam_ds.data.index import Index, open_index
-from sam_ds.data.loader import TrainLoader
-from sam_ds.types import SegmentBatch
+from tests.data.streams import DATA, stream_of, train_loader
 
-SIDE = 48
-DATA = DataConfig(workers=2, max_masks=3)
 SLOW_READ = 0.7  # seconds
-
-
-def _loader(where: Path | Index, data: DataConfig = DATA, rank: int = 0, world: int = 1, record: Path | None = None):
-    index = where if isinstance(where, Index) else open_index(where)
-    return TrainLoader(index, Recipe("t", seed=5, data=data), SIDE, 4 // world, 1, rank, world, record)
-
-
-def _seen(batch: SegmentBatch) -> tuple[list[int], bytes, bytes]:
-    return batch.sample_ids.tolist(), batch.images.numpy().tobytes(), batch.runs.ends.numpy().tobytes()
-
-
-def _stream(loader: TrainLoader, steps: int) -> list[tuple[list[int], bytes, bytes]]:
-    return [_seen(batch) for batches in islice(loader.steps(0), steps) for batch in batches]
 
 
 def test_slow_storage_keeps_the_order(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Some reads take longer than many looks at the workers; who waits is told once a wait."""
-    expected = _stream(_loader(drawn / "train", replace(DATA, workers=0)), 6)
+    expected = stream_of(train_loader(drawn / "train", replace(DATA, workers=0)), 6)
     whole = Path.read_bytes
 
     def slow(path: Path) -> bytes:
@@ -54,7 +37,7 @@ def test_slow_storage_keeps_the_order(
     monkeypatch.setattr(Path, "read_bytes", slow)
     monkeypatch.setattr(workers, "_TICK", 0.05)
     monkeypatch.setattr(workers, "_SLOW", 5)
-    assert _stream(_loader(drawn / "train"), 6) == expected
+    assert stream_of(train_loader(drawn / "train"), 6) == expected
     told = [r.getMessage() for r in caplog.records]
     assert told and all("storage is slow" in line for line in told) and len(told) <= 6
 
@@ -64,7 +47,7 @@ def _expect_substitutes(
 ) -> None:
     """Of two ranks: the same pictures as of one, none of them bad, each bad one named once with its reason."""
     names = {i: Path(index.name(i)).name for i in range(len(index))}
-    alone = _stream(_loader(index, replace(DATA, workers=0)), len(ranks[0]))
+    alone = stream_of(train_loader(index, replace(DATA, workers=0)), len(ranks[0]))
     for step, (whole, *parts) in enumerate(zip(alone, *ranks, strict=True)):
         samples = [parts[place % 2][0][place // 2] for place in range(4)]
         assert samples == whole[0] and not bad & {names[s] for s in samples}, step
@@ -76,14 +59,14 @@ def _expect_substitutes(
 def test_files_that_go_while_it_runs(loose: Path, tmp_path: Path) -> None:
     """From the moment they are gone others take their place, the same for any number of ranks."""
     record, index = tmp_path / "quarantine.jsonl", open_index(loose)
-    streams = [_loader(index, rank=rank, world=2).steps(0) for rank in range(2)]
+    streams = [train_loader(index, rank=rank, world=2).steps(0) for rank in range(2)]
     for stream in streams:
         next(stream)
     (loose / "sa_3.jpg").unlink()
     (loose / "sa_9.json").unlink()
     for stream in streams:
         list(islice(stream, 2 * workers._AHEAD))  # those that were made before
-    ranks = [_stream(_loader(index, rank=rank, world=2, record=record), 9) for rank in range(2)]
+    ranks = [stream_of(train_loader(index, rank=rank, world=2, record=record), 9) for rank in range(2)]
     _expect_substitutes(index, record, {"sa_3.jpg", "sa_9.jpg"}, "cannot be read: No such file", ranks)
 
 
@@ -108,7 +91,7 @@ def test_reads_that_fail(loose: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     monkeypatch.setattr(os, "pread", pread)
-    ranks = [_stream(_loader(index, rank=rank, world=2, record=record), 9) for rank in range(2)]
+    ranks = [stream_of(train_loader(index, rank=rank, world=2, record=record), 9) for rank in range(2)]
     _expect_substitutes(index, record, bad, "cannot be read: Input/output error", ranks)
 
 
@@ -125,7 +108,7 @@ def test_a_tar_is_opened_again_after_a_failed_read(
 ) -> None:
     """The server forgot the open file: one picture is bad, not all of the tar from then on."""
     folder, opened, whole_open, whole_pread = _tarred(loose, tmp_path / "tars"), [], os.open, os.pread
-    loader = _loader(folder, replace(DATA, workers=0))
+    loader = train_loader(folder, replace(DATA, workers=0))
 
     def open_(path: Path, flags: int) -> int:
         opened.append(path)
@@ -138,7 +121,7 @@ def test_a_tar_is_opened_again_after_a_failed_read(
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "pread", pread)
-    _stream(loader, 6)
+    stream_of(loader, 6)
     assert [bad.reason for bad in loader.quarantine.bad.values()] == ["cannot be read: Stale file handle"]
 
 
@@ -146,7 +129,7 @@ def test_storage_that_fails_altogether_ends_the_run(drawn: Path, monkeypatch: py
     def read_bytes(path: Path) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    loader = _loader(drawn / "train")
+    loader = train_loader(drawn / "train")
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(UserError, match=r"are bad.*cannot be read: Input/output error") as caught:
         list(islice(loader.steps(0), 20))
@@ -159,7 +142,7 @@ def test_a_record_that_cannot_be_written_costs_no_training(
     (loose / "sa_4.jpg").write_bytes(b"")
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        seen = _stream(_loader(loose, record=tmp_path / "file" / "quarantine.jsonl"), 6)
+        seen = stream_of(train_loader(loose, record=tmp_path / "file" / "quarantine.jsonl"), 6)
     assert len(seen) == 6
     (line,) = [r.getMessage() for r in caplog.records]
     assert "quarantine.jsonl cannot be written" in line and "sa_4.jpg" in line

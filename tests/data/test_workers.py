@@ -21,28 +21,13 @@ import pytest
 import torch
 
 from sam_ds.config.errors import RankError, UserError
-from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
+from sam_ds.config.schema import EvalConfig
 from sam_ds.data import workers
-from sam_ds.data.index import Index, open_index
-from sam_ds.data.loader import EvalLoader, TrainLoader
+from sam_ds.data.index import open_index
+from sam_ds.data.loader import EvalLoader
 from sam_ds.data.workers import make_ahead
 from sam_ds.types import SegmentBatch
-
-SIDE = 48
-DATA = DataConfig(workers=2, max_masks=3)
-
-
-def _loader(where: Path | Index, data: DataConfig = DATA, rank: int = 0, world: int = 1, record: Path | None = None):
-    index = where if isinstance(where, Index) else open_index(where)
-    return TrainLoader(index, Recipe("t", seed=5, data=data), SIDE, 4 // world, 1, rank, world, record)
-
-
-def _seen(batch: SegmentBatch) -> tuple[list[int], bytes, bytes]:
-    return batch.sample_ids.tolist(), batch.images.numpy().tobytes(), batch.runs.ends.numpy().tobytes()
-
-
-def _stream(loader: TrainLoader, steps: int) -> list[tuple[list[int], bytes, bytes]]:
-    return [_seen(batch) for batches in islice(loader.steps(0), steps) for batch in batches]
+from tests.data.streams import DATA, SIDE, content_of, stream_of, train_loader
 
 
 def test_killed_workers_change_nothing(drawn: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -57,16 +42,16 @@ def test_killed_workers_change_nothing(drawn: Path, caplog: pytest.LogCaptureFix
                 killed.append(rng.choice(_children()))
                 os.kill(killed[-1], signal.SIGKILL)
 
-    expected = _stream(_loader(drawn / "train", replace(DATA, workers=0)), num_steps)
-    steps = _loader(drawn / "train").steps(0)
-    seen, matrix = [_seen(next(steps)[0])], torch.rand(128, 128)
+    expected = stream_of(train_loader(drawn / "train", replace(DATA, workers=0)), num_steps)
+    steps = train_loader(drawn / "train").steps(0)
+    seen, matrix = [content_of(next(steps)[0])], torch.rand(128, 128)
     killer = threading.Thread(target=kill)
     killer.start()
     try:
         for _ in range(num_steps - 1):
             for _ in range(5):
                 matrix = torch.tanh(matrix @ matrix)  # a training step
-            seen.append(_seen(next(steps)[0]))
+            seen.append(content_of(next(steps)[0]))
     finally:
         done.set()
         killer.join()
@@ -86,14 +71,14 @@ def test_batches_are_pinned_by_a_thread(drawn: Path, monkeypatch: pytest.MonkeyP
     pinned: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(SegmentBatch, "pin_memory", lambda batch: pinned.append(threading.get_ident()) or batch)
-    expected = _stream(_loader(drawn / "train", replace(DATA, workers=0)), 6)
-    assert _stream(_loader(drawn / "train"), 6) == expected
+    expected = stream_of(train_loader(drawn / "train", replace(DATA, workers=0)), 6)
+    assert stream_of(train_loader(drawn / "train"), 6) == expected
     assert len(pinned) >= 6 and threading.get_ident() not in pinned and not multiprocessing.active_children()
     index = open_index(drawn / "train")
     assert len(list(EvalLoader(index, DATA, SIDE, EvalConfig(batch=1), 0, 1))) == 12
     monkeypatch.setattr(Path, "read_bytes", raiser(errno.EMFILE))
     with pytest.raises(UserError, match="ulimit"):
-        next(_loader(drawn / "train").steps(0))
+        next(train_loader(drawn / "train").steps(0))
 
 
 def raiser(number: int) -> Callable[[Path], bytes]:
@@ -108,7 +93,7 @@ def test_killed_in_evaluation(drawn: Path) -> None:
     expected, seen = ([], [])
     for data, found in ((replace(DATA, workers=0), expected), (DATA, seen)):
         for batch in EvalLoader(index, data, SIDE, EvalConfig(batch=1), 0, 1):
-            found.append(_seen(batch))
+            found.append(content_of(batch))
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGKILL)
     assert seen == expected and len(seen) == 12
