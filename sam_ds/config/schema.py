@@ -145,7 +145,9 @@ class EvalConfig:
 class TrackingConfig:
     mlflow: bool = True
     tensorboard: bool = False
-    experiment: str = "sam_ds"
+    experiment: str = "sam_ds"  # MLflow's
+    parent: str = ""  # name of an MLflow run that this one is shown below, with the others of a sweep or a job
+    hosts_every: int = 30  # seconds between two looks at each host's processors, memory, network and GPUs; 0: none
 
 
 @dataclass(frozen=True)

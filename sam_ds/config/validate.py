@@ -90,6 +90,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval.max_masks": (0, _INF),
     "eval.batch": (1, _INF),
     "eval.pictures": (0, _INF),
+    "tracking.hosts_every": (0, 86400),
 }
 
 # Pairs (low, high), and lists that must rise.

@@ -23,16 +23,17 @@ _MOST_KEPT = 1 << 26  # bytes
 
 
 class Journal:
-    """Appends to a run folder's ``metrics.jsonl``. Every line is on its way to the disk when a call returns.
+    """Appends to a run folder's ``metrics.jsonl``, or to a file like it.
 
+    Every line is on its way to the disk when a call returns.
     What a full or failing disk does not take is kept, and written when it does.
     """
 
-    def __init__(self, run_dir: Path, resumed_at: int | None = None) -> None:
+    def __init__(self, run_dir: Path, resumed_at: int | None = None, name: str = NAME) -> None:
         """``resumed_at``: the number of steps the checkpoint has seen; None for a new run."""
         self.run_dir = run_dir.absolute()
         self.step = resumed_at or 0
-        path = self.run_dir / NAME
+        path = self._path = self.run_dir / name
         torn = path.exists() and not _ends_a_line(path)
         self._file = path.open("ab", buffering=0)
         self._kept = b"\n" if torn else b""
@@ -71,9 +72,7 @@ class Journal:
         except OSError as error:
             if not self._failing:
                 with suppress(OSError):
-                    print(
-                        f"{self.run_dir / NAME} cannot be written ({error.strerror}): kept in memory", file=sys.stderr
-                    )
+                    print(f"{self._path} cannot be written ({error.strerror}): kept in memory", file=sys.stderr)
             self._failing = True
 
 

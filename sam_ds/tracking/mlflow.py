@@ -9,14 +9,12 @@ when the training is killed.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import sam_ds
+from sam_ds.tracking import beside
 
 _PATIENCE = 60.0  # seconds that the end of a training waits for what is still to be sent
 
@@ -25,20 +23,19 @@ class MlflowWriter:
     """Starts the writer process; a tracker that itself has nothing to do until the end."""
 
     def __init__(
-        self, run_dir: Path, experiment: str, name: str, params: Mapping[str, str], patience: float = _PATIENCE
+        self,
+        run_dir: Path,
+        experiment: str,
+        name: str,
+        params: Mapping[str, str],
+        parent: str = "",
+        patience: float = _PATIENCE,
     ) -> None:
+        """``parent``: the name of the MLflow run that this one is shown below; "" for none."""
         self._patience = patience
-        package_root = str(Path(sam_ds.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sam_ds.tracking.mlflow_writer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the training; the writer ends when its input does
-        )
-        job = {"run_dir": str(run_dir.absolute()), "experiment": experiment, "name": name, "params": dict(params)}
-        self._tell(json.dumps(job))
+        self._process = beside.start("sam_ds.tracking.mlflow_writer")
+        job = {"run_dir": str(run_dir.absolute()), "experiment": experiment, "name": name, "parent": parent}
+        self._tell(json.dumps(job | {"params": dict(params)}))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing: the writer reads the journal."""

@@ -2,7 +2,8 @@
 
 Its standard input has one line of JSON that says what to do, then a line with the run's last status, then the end of
 the file; the end alone means that the training was killed. ``mlflow.json`` in the run folder keeps the MLflow run's id
-and how many bytes of the journal it has, so that a resumed training goes on in the same run.
+and how many bytes it has of the journal and of what each host wrote, so that a resumed training goes on in the same
+run.
 """
 
 from __future__ import annotations
@@ -21,43 +22,48 @@ from typing import IO, Any
 
 from sam_ds.config.secrets import without_passwords
 from sam_ds.config.signals import leave_to_the_training
+from sam_ds.tracking import hosts
 from sam_ds.tracking.journal import NAME, read_lines
 
 _INTERVAL = 2.0  # seconds between two looks at the journal
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0  # seconds before another try at a server that does not answer
+_PARENT, _IS_PARENT = "mlflow.parentRunId", "sam_ds.parent"  # tags: MLflow's own, and ours of the parent's name
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # MLflow's limits on a request, and on a value's length
 
 
 class Sender:
-    """One MLflow run and how much of the journal it has.
+    """One MLflow run and how much of the run folder's journals it has.
 
     Raises from ``send``: what ``failures`` names, when the server cannot be reached or refuses.
     """
 
-    def __init__(self, run_dir: Path, experiment: str, name: str, params: dict[str, str]) -> None:
+    def __init__(self, run_dir: Path, experiment: str, name: str, params: dict[str, str], parent: str = "") -> None:
+        """``parent``: the name of the run that this one belongs to, made if the experiment has none; "" for none."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         self.failures = (MlflowException, SQLAlchemyError, OSError)
         self.run_dir, self.experiment, self.name, self.params = run_dir, experiment, name, params
+        self.parent = parent
         own = f"sqlite:///{run_dir / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
         self.artifacts = (run_dir / "mlflow_artifacts").as_uri() if self.uri == own else None
         self.run_id = ""
-        self.offset = 0
+        self.offsets: dict[str, int] = {}  # by the journal's name below the run folder
         self._client: Any = None
 
     def send(self) -> None:
         """Send every line that is new."""
         if not self.run_id:
             self._open_run()
-        for metrics, artifact, offset in self._batches():
-            for start in range(0, len(metrics), _MAX_METRICS):
-                self._client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS])
-            if artifact:
-                self._send_artifact(artifact)
-            self.offset = offset
-            self._save()
+        for journal in (NAME, *hosts.files(self.run_dir)):
+            for metrics, artifact, offset in self._batches(journal):
+                for start in range(0, len(metrics), _MAX_METRICS):
+                    self._client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS])
+                if artifact:
+                    self._send_artifact(artifact)
+                self.offsets[journal] = offset
+                self._save()
 
     def finish(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
@@ -70,7 +76,9 @@ class Sender:
         if run_id:
             self._client.update_run(run_id, status="RUNNING")
         else:
-            run_id = self._client.create_run(self._experiment_id(), run_name=self.name).info.run_id
+            experiment = self._experiment_id()
+            tags = {_PARENT: self._parent_id(experiment)} if self.parent else {}
+            run_id = self._client.create_run(experiment, run_name=self.name, tags=tags).info.run_id
         self.run_id = run_id
         self._save()
         self._send_params()
@@ -80,6 +88,19 @@ class Sender:
         if known:
             return str(known.experiment_id)
         return str(self._client.create_experiment(self.experiment, artifact_location=self.artifacts))
+
+    def _parent_id(self, experiment: str) -> str:
+        """The run named ``parent`` that all of a sweep's or a job's runs are shown below.
+
+        Two trainings that start at once may both make one: both then take the first.
+        """
+        name = self.parent.replace("'", "_")  # quotes would end the text in the search
+        query = f"tags.`{_IS_PARENT}` = '{name}'"
+        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        if not self._client.search_runs([experiment], query, max_results=1):
+            made = self._client.create_run(experiment, run_name=self.parent, tags={_IS_PARENT: name}).info.run_id
+            self._client.set_terminated(made)
+        return str(self._client.search_runs([experiment], query, order_by=order, max_results=1)[0].info.run_id)
 
     def _send_params(self) -> None:
         """Parameters of an MLflow run cannot change: what a resumed training changed becomes a tag."""
@@ -94,14 +115,14 @@ class Sender:
         for start in range(0, len(changed), _MAX_PARAMS):
             self._client.log_batch(self.run_id, tags=changed[start : start + _MAX_PARAMS])
 
-    def _batches(self) -> Iterator[tuple[list[Any], str, int]]:
+    def _batches(self, name: str) -> Iterator[tuple[list[Any], str, int]]:
         """What to send next: metrics, an artifact (or ""), and the journal's offset behind them."""
         from mlflow.entities import Metric
 
-        journal = self.run_dir / NAME
+        journal = self.run_dir / name
         metrics: list[Any] = []
-        offset = self.offset
-        for line, offset in read_lines(journal, self.offset) if journal.exists() else ():
+        done = offset = self.offsets.get(name, 0)
+        for line, offset in read_lines(journal, done) if journal.exists() else ():
             if "artifact" in line:
                 yield metrics, line["artifact"], offset
                 metrics = []
@@ -130,12 +151,12 @@ class Sender:
         state = json.loads(path.read_text()) if path.exists() else {}
         if state.get("server") != self._server():  # another server gets the run from its beginning
             return ""
-        self.offset = state["offset"]
+        self.offsets = state["offsets"]
         return str(state["run_id"])
 
     def _save(self) -> None:
         temporary = self.run_dir / "mlflow.json.tmp"
-        temporary.write_text(json.dumps({"server": self._server(), "run_id": self.run_id, "offset": self.offset}))
+        temporary.write_text(json.dumps({"server": self._server(), "run_id": self.run_id, "offsets": self.offsets}))
         temporary.replace(self.run_dir / "mlflow.json")
 
 
@@ -193,7 +214,7 @@ def main() -> int:
     run_dir = Path(job["run_dir"])
     with (run_dir / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the writer of a training that was killed may still be at work
-        sender = Sender(run_dir, job["experiment"], job["name"], job["params"])
+        sender = Sender(run_dir, job["experiment"], job["name"], job["params"], job["parent"])
         return 0 if follow(sender, control) else 1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sam_ds.config.schema import Recipe
+from sam_ds.tracking.hosts import HostMonitor
 from sam_ds.tracking.journal import Journal
 from sam_ds.tracking.mlflow import MlflowWriter
 
@@ -34,7 +35,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Reports nothing: the tracker of every rank but the first."""
+    """Reports nothing: the tracker of most ranks."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -47,6 +48,16 @@ class NullTracker:
 
     def close(self, failed: bool = False) -> None:
         pass
+
+
+class _OfHost(NullTracker):
+    """Looks after the host, and reports nothing of the training."""
+
+    def __init__(self, run_dir: Path, every: float) -> None:
+        self._monitor = HostMonitor(run_dir, every)
+
+    def close(self, failed: bool = False) -> None:
+        self._monitor.close()
 
 
 class _All:
@@ -78,7 +89,12 @@ class _All:
 
 
 def open_tracker(
-    run_dir: Path, recipe: Recipe, params: Mapping[str, Any], resumed_at: int | None = None, is_main: bool = True
+    run_dir: Path,
+    recipe: Recipe,
+    params: Mapping[str, Any],
+    resumed_at: int | None = None,
+    is_main: bool = True,
+    local_rank: int = 0,
 ) -> Tracker:
     """The trackers of a run.
 
@@ -87,16 +103,20 @@ def open_tracker(
         recipe: of which ``tracking`` decides, and which gives the run its name.
         params: what the run was started with, nested, for example {"recipe": …, "deepspeed": …, "environment": …}.
         resumed_at: the number of steps the checkpoint has seen; None for a new run.
-        is_main: False on all ranks but one, which then report nothing.
+        is_main: False on all ranks but one, which then report nothing of the training.
+        local_rank: this rank's number on its host. The first one has the host looked after.
     """
+    every = recipe.tracking.hosts_every
+    # First, so that at the end its last lines are there when MLflow's writer reads the rest.
+    others: list[Tracker] = [_OfHost(run_dir, every)] if every and local_rank == 0 else []
     if not is_main:
-        return NullTracker()
+        return others[0] if others else NullTracker()
     journal = Journal(run_dir, resumed_at)
-    others: list[Tracker] = []
     if recipe.tracking.mlflow:
         if importlib.util.find_spec("mlflow"):
             name = f"{recipe.name} {run_dir.absolute().name}"
-            others.append(MlflowWriter(run_dir, recipe.tracking.experiment, name, flatten(params)))
+            tracking = recipe.tracking
+            others.append(MlflowWriter(run_dir, tracking.experiment, name, flatten(params), tracking.parent))
         else:
             warnings.warn("mlflow is not installed (pip install 'mlflow<3.18'): no MLflow tracking", stacklevel=2)
     if recipe.tracking.tensorboard:

@@ -241,4 +241,5 @@ def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state:
         folder.start(recipe, settings, machine, state.step if source and folder.owns(source) else None)
     distributed.barrier()
     params = {"recipe": recipe_file.to_dict(recipe), "deepspeed": settings, "environment": machine}
-    return open_tracker(folder.path, recipe, params, state.step if source else None, main)
+    step = state.step if source else None
+    return open_tracker(folder.path, recipe, params, step, main, distributed.local_rank())

@@ -125,7 +125,7 @@ def test_a_writer_that_died_does_not_stop_the_training(tmp_path: Path) -> None:
 
 
 def test_without_mlflow_there_is_the_journal(tmp_path: Path) -> None:
-    recipe = Recipe("tiny", tracking=TrackingConfig(mlflow=False))
+    recipe = Recipe("tiny", tracking=TrackingConfig(mlflow=False, hosts_every=0))
     tracker = open_tracker(tmp_path, recipe, {})
     tracker.metrics(3, {"loss": 1.0})
     tracker.artifact(tmp_path / "a.png")
@@ -134,7 +134,7 @@ def test_without_mlflow_there_is_the_journal(tmp_path: Path) -> None:
 
 
 def test_only_one_rank_reports(tmp_path: Path) -> None:
-    tracker = open_tracker(tmp_path, Recipe("tiny"), {}, is_main=False)
+    tracker = open_tracker(tmp_path, Recipe("tiny"), {}, is_main=False, local_rank=1)
     assert isinstance(tracker, NullTracker)
     tracker.metrics(1, {"loss": 1.0})
     tracker.close()
