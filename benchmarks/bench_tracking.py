@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from bench_save import Trainer
@@ -80,9 +81,9 @@ def main() -> None:
 
 def start(run: Path, way: str, proxy: Proxy) -> Tracker:
     proxy.mode = WAYS[way] or "passes"
-    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{proxy.port}"
-    recipe = Recipe("bench", tracking=TrackingConfig(mlflow=way != "without"))
-    return open_tracker(run, recipe, {})
+    recipe = Recipe("bench", tracking=TrackingConfig(mlflow=way != "without", hosts_every=0))
+    with mock.patch.dict(os.environ, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{proxy.port}"):
+        return open_tracker(run, recipe, {})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -24,13 +25,15 @@ _PACKAGES = (
     "simplejpeg",
     "pycocotools",
     "segment-anything",
+    "transformers",
 )
 
 
 def append_rows(csv_path: Path, rows: Sequence[dict[str, object]]) -> None:
     """Add measurements to a CSV table, each with machine, versions, commit and date.
 
-    Columns that the table does not have yet are added to it, empty in older rows.
+    Columns that the table does not have yet are added to it, empty in older rows. Where MLFLOW_TRACKING_URI names a
+    server, the rows are a run there too.
 
     Args:
         csv_path: the table, made if it is not there.
@@ -47,6 +50,10 @@ def append_rows(csv_path: Path, rows: Sequence[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*older, *stamped])
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        from tracked import log  # MLflow takes seconds to import, and machines that only time kernels lack it
+
+        log(csv_path.stem, stamped)
 
 
 def environment() -> dict[str, str]:

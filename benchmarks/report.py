@@ -1,187 +1,182 @@
-"""Charts (PNG) and one page (HTML, all in one file) of what stands in benchmarks/results.
+"""Charts (PNG) and one page (HTML, all in one file) of what stands in benchmarks/results, or what became worse in it.
 
 Of measurements that were repeated the newest counts, for each machine. What was predicted and not measured says so, and
 what ran in Triton's interpreter on a CPU, whose times mean nothing, is left out.
 
   python benchmarks/report.py [--output benchmarks/report]
+  python benchmarks/report.py --compare v1.0 benchmarks/results [--threshold 0.1]
+
+OLD and NEW are folders with tables, or git revisions. Figures of the same machine and the same case that are worse by
+more than the threshold are listed, and the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import html
 import io
-import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import charts
+from charts import Chart
 from common import RESULTS, ROOT
+from compare import compare
 from matplotlib.figure import Figure
+from tables import Row, Tables, load
 
-Row = dict[str, str]
-Chart = tuple[str, Figure]  # its title, which is its file's name too
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    about: str
+    tables: tuple[str, ...]  # shown below the charts
+    draw: tuple[Callable[[Tables], Iterable[Chart]], ...] = ()
+    shown: bool = False  # the tables are the thing to see: open, and without the columns of where and when
+
+
+SECTIONS = (
+    Section(
+        "Training steps",
+        "Throughput, time of the parts and memory of whole steps, by recipe.",
+        ("train_step",),
+        (charts.steps,),
+    ),
+    Section("Memory", "The highest of a step, as planned and as measured.", ("memory",), (charts.memory,)),
+    Section(
+        "Is the plan right?",
+        "What the planner predicts over what was measured. The band is the goal: 10 % for memory, 20 % for time.",
+        (),
+        (charts.predictions,),
+    ),
+    Section(
+        "Scaling and cost",
+        "Planned for whole trainings, not measured. Dashed: twice the GPUs, twice the speed.",
+        ("plans",),
+        (charts.plans,),
+    ),
+    Section(
+        "Side by side",
+        "Ours beside what a user would pick instead: the same data, sizes and work, in one run. "
+        "In brackets: how many times the peer's speed ours has.",
+        ("peer_training",),
+        (charts.peers,),
+    ),
+    Section("Data", "From bytes on disk to what the trainer takes.", ("data",), (charts.data,)),
+    Section(
+        "Communication",
+        "All messages of a real step of the engine, each size timed alone between the ranks of one machine.",
+        ("communication",),
+        (charts.communication,),
+    ),
+    Section(
+        "Checkpoints and tracking",
+        "What they cost the training.",
+        ("save", "tracking"),
+        (charts.checkpoints, charts.tracking),
+    ),
+    Section(
+        "Kernels",
+        "Measured on GPUs where there are measurements, else predicted from the machine code.",
+        ("kernels", "kernels_predicted", "kernels_static", "saved_bytes"),
+        (charts.kernels, charts.kernels_predicted, charts.saved_bytes),
+    ),
+    Section("Learning", "Mean IoU by number of clicks.", ("learning",), (charts.learning,)),
+    Section("Reliability", "Faults planted in real trainings, and what became of them.", ("reliability",), shown=True),
+    Section("Damaged inputs", "Inputs that were damaged on purpose, and what reading them did.", ("fuzz",), shown=True),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables are")
+    parser.add_argument("--results", default=str(RESULTS), help="where the tables are: a folder or a git revision")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "report")
+    parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="draw nothing: say what became worse")
+    parser.add_argument("--threshold", type=float, default=0.1, help="how much worse is worth saying; 0.1: a tenth")
     args = parser.parse_args()
+    try:
+        if args.compare:
+            sys.exit(compare(*map(load, args.compare), args.threshold) > 0)
+        tables = load(args.results)
+    except ValueError as error:
+        parser.error(str(error))
     args.output.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for path in sorted(args.results.glob("*.csv")):
-        rows = read(path)
-        charts = list(CHARTS.get(path.stem, no_charts)(rows))
-        for title, figure in charts:
-            figure.savefig(args.output / f"{title.replace(' ', '_')}.png", dpi=110)
-        sections.append(section(path.stem, rows, charts))
+    parts = {one.title: section(one, tables, args.output) for one in (*SECTIONS, others(tables))}
+    links = " · ".join(f'<a href="#{anchor(title)}">{title}</a>' for title, part in parts.items() if part)
     page = args.output / "index.html"
-    page.write_text(PAGE.format(sections="\n".join(sections)), encoding="utf-8")
-    print(f"{page}: {len(sections)} tables")
+    page.write_text(PAGE.format(links=links, sections="\n".join(filter(None, parts.values()))), encoding="utf-8")
+    print(f"{page}: {len(tables)} tables")
 
 
-def read(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def others(tables: Tables) -> Section:
+    """The tables that no section names."""
+    named = {name for one in SECTIONS for name in one.tables}
+    return Section("Other tables", "", tuple(name for name in tables if name not in named))
 
 
-def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
-    """The last row of each machine and key, in order."""
-    found: dict[tuple[str, ...], Row] = {}
-    for row in rows:
-        key = tuple(row[name] for name in ("machine", *keys))
-        found.pop(key, None)
-        found[key] = row
-    return list(found.values())
+def section(one: Section, tables: Tables, output: Path) -> str:
+    """A part of the page; empty where there is nothing to show. Its charts are files of ``output`` too."""
+    drawn = [(title, png(figure)) for draw in one.draw for title, figure in draw(tables)]
+    for title, picture in drawn:
+        (output / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', title)}.png").write_bytes(picture)
+    shown = [table(name, tables[name], one.shown) for name in one.tables if tables.get(name)]
+    if not drawn and not shown:
+        return ""
+    pictures = "".join(f'<img alt="{html.escape(title)}" src="{as_link(picture)}">' for title, picture in drawn)
+    about = f"<p>{html.escape(one.about)}</p>" if one.about else ""
+    return f'<h2 id="{anchor(one.title)}">{html.escape(one.title)}</h2>{about}{pictures}{"".join(shown)}'
 
 
-def groups(rows: Iterable[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in keys), []).append(row)
-    return found
+def anchor(title: str) -> str:
+    return re.sub(r"[^a-z]+", "-", title.lower()).strip("-")
 
 
-def bars(title: str, labels: Sequence[str], series: dict[str, Sequence[float]], unit: str, log: bool = False) -> Figure:
-    """Groups of horizontal bars, a group a label and a bar a series; NaN leaves one out."""
-    thick = 0.8 / len(series)
-    figure = Figure(figsize=(9, 1.4 + 0.17 * len(labels) * (len(series) + 0.6)), layout="constrained")
-    axes = figure.subplots()
-    for place, (name, values) in enumerate(series.items()):
-        at = [index + thick * (place - (len(series) - 1) / 2) for index in range(len(labels))]
-        drawn = axes.barh(at, values, thick, label=name)
-        axes.bar_label(drawn, [text(x) for x in values], padding=2, fontsize="x-small")
-    axes.set_yticks(range(len(labels)), labels, fontsize="small")
-    axes.invert_yaxis()
-    axes.set(title=title, xlabel=unit, xscale="log" if log else "linear")
-    axes.margins(x=0.12, y=0.01)
-    if len(series) > 1:
-        axes.legend(fontsize="small")
-    return figure
-
-
-def text(x: float) -> str:
-    return "" if math.isnan(x) else f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
-
-
-def column(rows: Iterable[Row], name: str) -> list[float]:
-    return [float(row.get(name) or "nan") for row in rows]
-
-
-def kernels(rows: list[Row]) -> Iterable[Chart]:
-    """Milliseconds of each op, a group a provider and a bar a mode."""
-    measured = newest((row for row in rows if row["device"] == "cuda"), "op", "shape", "provider", "mode")
-    for (machine, op, shape), found in groups(measured, "machine", "op", "shape").items():
-        of_mode = {mode: {row["provider"]: row for row in found if row["mode"] == mode} for mode in MODES}
-        providers = list(dict.fromkeys(row["provider"] for row in found))
-        series = {
-            mode: [float(by[name]["ms_50"]) if name in by else float("nan") for name in providers]
-            for mode, by in of_mode.items()
-            if by
-        }
-        gpu = machine.split(" / ")[0]
-        yield f"{op} {shape} {gpu}", bars(f"{op}, {shape}, {gpu}", providers, series, "ms, median")
-
-
-def kernels_predicted(rows: list[Row]) -> Iterable[Chart]:
-    for (gpu,), found in groups(rows, "gpu").items():
-        labels = [f"{row['kernel']} {row['size']}" for row in found]
-        series = {
-            "floor": column(found, "floor_us"),
-            "units overlap": column(found, "overlapped_us"),
-            "units in turn": column(found, "in_turn_us"),
-        }
-        title = f"kernels on {gpu}, predicted from machine code, not measured"
-        yield f"kernels predicted {gpu}", bars(title, labels, series, "microseconds", log=True)
-
-
-def saved_bytes(rows: list[Row]) -> Iterable[Chart]:
-    found = newest(rows, "op", "provider")
-    labels = [f"{row['op']}, {row['provider']}" for row in found]
-    title = "kept from forward to backward, ViT-H, one picture"
-    yield "saved bytes", bars(title, labels, {"MB": column(found, "mb")}, "MB", log=True)
-
-
-def train_step(rows: list[Row]) -> Iterable[Chart]:
-    measured = newest((row for row in rows if " / " in row["machine"]), "recipe", "choice")
-    for (machine, recipe), found in groups(measured, "machine", "recipe").items():
-        parts = ("prepare", "encoder", "rounds", "backward", "optimizer")
-        series = {part: column(found, part) for part in parts}
-        gpu = machine.split(" / ")[0]
-        title = f"a training step of {recipe}, one picture, {gpu}"
-        yield f"train step {recipe} {gpu}", bars(title, [row["choice"] for row in found], series, "ms, median")
-
-
-def learning(rows: list[Row]) -> Iterable[Chart]:
-    for (run,), found in groups(newest(rows, "run", "model"), "run").items():
-        measures = [name for name in found[0] if name.startswith("miou")]
-        series = {row["model"]: [float(row[name] or "nan") for name in measures] for row in found}
-        yield f"learning {run}", bars(f"mean IoU on val, {run}", measures, series, "percent")
-
-
-def no_charts(rows: list[Row]) -> Iterable[Chart]:
-    return ()
-
-
-MODES = ("forward", "backward", "full")
-CHARTS: dict[str, Callable[[list[Row]], Iterable[Chart]]] = {
-    "kernels": kernels,
-    "kernels_predicted": kernels_predicted,
-    "saved_bytes": saved_bytes,
-    "train_step": train_step,
-    "learning": learning,
-}
-
-
-def section(name: str, rows: list[Row], charts: Iterable[Chart]) -> str:
-    """A table of results with its charts in front."""
-    pictures = "".join(f'<img alt="{html.escape(title)}" src="{as_link(figure)}">' for title, figure in charts)
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(value or '')}</td>" for value in row.values()) + "</tr>" for row in rows
+def table(name: str, rows: list[Row], shown: bool) -> str:
+    columns = [column for column in rows[0] if not (shown and column in ("machine", "versions"))]
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(map(cell, (row[column] for column in columns))) + "</tr>" for row in rows)
+    opened = " open" if shown else ""
+    return (
+        f"<details{opened}><summary>{html.escape(name)}.csv, {len(rows)} rows</summary>"
+        f"<table><tr>{head}</tr>{body}</table></details>"
     )
-    table = f"<details><summary>{len(rows)} rows</summary><table><tr>{head}</tr>{body}</table></details>"
-    return f"<h2>{html.escape(name.replace('_', ' '))}</h2>{pictures}{table}"
 
 
-def as_link(figure: Figure) -> str:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+def cell(value: str) -> str:
+    kind = {"True": ' class="yes"', "False": ' class="no"'}.get(value, "")
+    return f"<td{kind}>{html.escape({'True': 'yes', 'False': 'no'}.get(value, value))}</td>"
+
+
+def png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def as_link(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>sam_ds benchmarks</title>
+<meta name="viewport" content="width=device-width">
 <style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 66em; padding: 0 1em; color: #222 }}
+h2 {{ margin-top: 2em; border-bottom: 1px solid #ddd }}
 img {{ display: block; max-width: 100%; margin: 1em 0 }}
-table {{ border-collapse: collapse; font-size: 12px }}
+table {{ border-collapse: collapse; font-size: 12px; margin: .5em 0 }}
 details {{ overflow-x: auto }}
+summary {{ cursor: pointer; color: #555 }}
 th, td {{ border: 1px solid #ccc; padding: 2px 6px; text-align: left; white-space: nowrap }}
+th {{ background: #f4f4f4 }}
+.yes {{ background: #e3f4e3 }} .no {{ background: #f9d9d9 }}
 </style>
 <h1>sam_ds benchmarks</h1>
+<p>{links}</p>
 {sections}
 </html>
 """

@@ -27,8 +27,49 @@ def test_report(tmp_path: Path) -> None:
     assert [path.name for path in output.glob("*.png")] == ["loss_64x3_GPU.png"]
     page = (output / "index.html").read_text()
     assert page.count("<img") == page.count("data:image/png;base64,") == 1
-    assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)", page) == []
+    assert (
+        set(re.findall(r"href=\"#([^\"]+)", page))
+        == set(re.findall(r"id=\"([^\"]+)", page))
+        == {"kernels", "other-tables"}
+    )
     assert "<td>&lt;b&gt;</td>" in page
+
+
+PLANS = """recipe,config,gpu,nodes,gpus,pictures_per_second,days,cost_dollars,memory_gib
+sam_vit_h,zero2,A100-80,1,8,40.0,6.6,2500,61
+sam_vit_h,zero2,A100-80,16,128,600.0,0.44,2700,58
+"""
+TRAIN_STEP = """recipe,choice,masks,prepare,encoder,rounds,backward,optimizer,pictures_per_second,peak_mb,machine
+tiny,plain,4,1.0,20.0,30.0,50.0,2.0,9.7,nan,CPU
+"""
+MEMORY = """recipe,zero_stage,batch,masks,checkpointing,predicted_mb,measured_mb,machine
+tiny,2,1,4,torch,100.0,104.0,CPU
+tiny,3,1,4,torch,90.0,70.0,CPU
+tiny,2,1,8,torch,,120.0,CPU
+"""
+STEPS = """recipe,predicted_ms,measured_ms,machine
+tiny,50,55,CPU
+"""
+
+
+def test_what_is_drawn_of_plans_and_predictions(tmp_path: Path) -> None:
+    results, output = tmp_path / "results", tmp_path / "report"
+    results.mkdir()
+    tables = {"plans": PLANS, "train_step": TRAIN_STEP, "memory": MEMORY, "plan_step": STEPS}
+    for name, text in tables.items():
+        (results / f"{name}.csv").write_text(text)
+    command = [sys.executable, ROOT / "benchmarks" / "report.py", "--results", results, "--output", output]
+    subprocess.run(command, check=True)
+    assert sorted(path.stem for path in output.glob("*.png")) == [
+        "cost_on_A100-80_planned",
+        "memory_of_tiny_CPU",
+        "memory_predicted_and_measured_mb",
+        "parts_of_a_training_step_of_tiny_CPU",
+        "plan_step_predicted_and_measured_ms",
+        "scaling_on_A100-80_planned",
+        "throughput_of_a_training_step_CPU",
+    ]
 
 
 def test_shipped_results_can_be_drawn(tmp_path: Path) -> None:
