@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-from sam_ds.cli.train import add_run_options, read_run_options
+from sam_ds.cli.train import add_run_options, read_run_options, seconds
 from sam_ds.config import hostfile
 from sam_ds.config.errors import UserError
 
+if TYPE_CHECKING:
+    from sam_ds.planning.hosts import Findings, Needs
+
 _EXAMPLE = """examples:
   sam-ds check --recipe sam_vit_h --deepspeed_config zero2_a100x256.json --hostfile hostfiles/a100x256.hostfile
+  sam-ds check --recipe sam_vit_h --deepspeed_config zero2_a100x256.json --hostfile hostfiles/a100x256.hostfile \\
+      --hosts --data /data/sa1b --output /runs/sam_vit_h
   sam-ds check --gradients --recipe tiny
   deepspeed --num_gpus 8 --module sam_ds check --gradients --recipe sam_vit_h --deepspeed_config my.json
 """
@@ -19,29 +27,98 @@ _EXAMPLE = """examples:
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "check",
-        help="check a recipe and a DeepSpeed config, and that gradients are right",
-        description="Check that a recipe and a DeepSpeed config hold together; with --gradients, run one step on drawn "
-        "pictures and compare DeepSpeed's gradients with plain autograd's.",
+        help="check a training before it is started: settings, hosts, data, space, gradients",
+        description="Check that a recipe and a DeepSpeed config hold together, and that the pictures and the space for "
+        "checkpoints are there: here, or, with --hosts, on every host of the hostfile. With --gradients, run one step "
+        "on drawn pictures and compare DeepSpeed's gradients with plain autograd's.",
         epilog=_EXAMPLE,
     )
     add_run_options(parser)
     parser.add_argument("--hostfile", metavar="FILE", help="where it is to run: does the batch fit its ranks?")
+    parser.add_argument("--data", metavar="FOLDER", help="are there pictures in it?")
+    parser.add_argument("--val", metavar="FOLDER", help="are there pictures in it?")
+    parser.add_argument("--output", metavar="FOLDER", help="can it be written, and do checkpoints fit there?")
+    parser.add_argument(
+        "--hosts",
+        action="store_true",
+        help="ask every host over ssh: reached, alike, as many GPUs as slots, in touch with the first host",
+    )
+    parser.add_argument("--master_addr", metavar="ADDRESS", default="", help="with --hosts: as for the launcher")
+    parser.add_argument("--master_port", metavar="PORT", type=_port, default=29500, help="likewise (default: 29500)")
+    parser.add_argument(
+        "--python", metavar="PATH", default=sys.executable, help="with --hosts: their Python (default: this one)"
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=seconds, default=20.0, help="with --hosts: for each (default: 20)"
+    )
     parser.add_argument("--gradients", action="store_true", help="compare gradients with plain autograd")
     parser.set_defaults(run=run)
+
+
+def _port(text: str) -> int:
+    if not 1 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 65535")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.hostfile and args.gradients:
         raise UserError("--hostfile is for a run elsewhere; --gradients runs here: give one of them")
-    world = hostfile.world_size(hostfile.load(args.hostfile)) if args.hostfile else None
-    recipe, config = read_run_options(args, world)
+    if args.hosts and not args.hostfile:
+        raise UserError("--hosts looks at the hosts of a hostfile: name it with --hostfile")
+    hosts = hostfile.load(args.hostfile) if args.hostfile else ()
+    recipe, config = read_run_options(args, hostfile.world_size(hosts) or None)
     from sam_ds.training import tasks
 
-    tasks.kit(recipe.task).check(recipe)
+    kit = tasks.kit(recipe.task)
+    kit.check(recipe)
     if args.gradients:
         return _gradients(recipe, config)
+    from sam_ds.planning.hosts import look_here
+
+    needs = _needs(args, recipe, kit)
+    findings = _look_at(args, hosts, needs) if args.hosts else look_here(needs)
+    for note in findings.notes:
+        print(f"note: {note}")
+    for fault in findings.faults:
+        print(f"sam-ds: {fault}", file=sys.stderr)
+    if findings.faults:
+        return 2
     print(f"{recipe.name} with {config.source}: the settings hold together")
+    if findings.summary:
+        print(f"{findings.summary}: all is well")
     return 0
+
+
+def _look_at(args: argparse.Namespace, hosts: tuple[hostfile.Host, ...], needs: Needs) -> Findings:
+    from sam_ds.planning.hosts import Cluster, look_at
+
+    cluster = Cluster(
+        hosts,
+        args.hostfile,
+        args.python,
+        args.master_addr,
+        args.master_port,
+        gpus=os.environ.get("DS_ACCELERATOR") != "cpu",
+        timeout=args.timeout,
+    )
+    return look_at(cluster, needs)
+
+
+def _needs(args: argparse.Namespace, recipe: Any, kit: Any) -> Needs:
+    from sam_ds.planning.hosts import Needs
+    from sam_ds.storage import checkpoints
+
+    data = tuple(folder for folder in (args.data, args.val) if folder)
+    if not args.output:
+        return Needs(data)
+    import torch
+
+    with torch.device("meta"):
+        task = kit.build(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init="")))
+    size = checkpoints.NUM_BYTES * sum(parameter.numel() for parameter in task.parameters())
+    # One is written before another is deleted.
+    return Needs(data, args.output, size, recipe.train.keep_last + recipe.train.keep_best + 1)
 
 
 def _gradients(recipe: Any, config: Any) -> int:

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=1800.0,
         metavar="SECONDS",
         help="a rank that stays at one place for so long, or a process that is silent for so long or for two minutes, "
@@ -56,11 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 1.0 <= seconds <= 1e6:
+def seconds(text: str) -> float:
+    """What the option of a length of time takes."""
+    value = float(text)
+    if not 1.0 <= value <= 1e6:
         raise argparse.ArgumentTypeError(f"{text} is not from 1 to 1000000")
-    return seconds
+    return value
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
