@@ -98,11 +98,26 @@ def _check(manifest: Manifest) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, the last file of a checkpoint."""
+    """Write the manifest, the last file of a checkpoint, or another in its place, in one go."""
     values = dataclasses.asdict(manifest)
     text = json.dumps(values | {"sha256": _digest(values)}, indent=1) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    sync(folder / MANIFEST)
+    partial = folder / (MANIFEST + PARTIAL)
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    os.replace(partial, folder / MANIFEST)
+    sync(folder)
+
+
+def add_score(folder: Path, score: float) -> None:
+    """Give a checkpoint that has none the score of its evaluation.
+
+    Raises:
+        OSError: it cannot be written; the checkpoint is as it was.
+        UserError: it is not complete.
+    """
+    manifest = read_manifest(folder)
+    if manifest.score is None:
+        write_manifest(folder, dataclasses.replace(manifest, score=score))
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ def train(run: Run) -> TrainState:
     try:
         run.evaluations.measure_baselines(run.engine, run.progress.say)
         if _due(state.step, run.recipe.train.eval_every, last) or state.step == 0:  # if that was not come to
-            run.evaluate(state)
+            run.saver.add_score(state.step, run.evaluate(state))
         stop.check()
         with run.progress:
             while state.step < last:
@@ -36,7 +36,7 @@ def train(run: Run) -> TrainState:
 
 def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
     """Train to the last step, or to where the numbers go wrong: then why they do."""
-    train, trouble, save = run.recipe.train, "", False
+    train, trouble, evaluate, save = run.recipe.train, "", False, False
     pictures = run.engine.config.global_batch(distributed.world_size())
     run.meter.restart()
     stream = run.loader.steps(state.step, state.left_out)
@@ -48,19 +48,20 @@ def _train(run: Run, state: TrainState) -> tuple[TrainState, str]:
             run.meter.add(result, pictures, run.kit.rounds(run.recipe, step))
             run.progress.advance()
             trouble = run.health.after_step(state)
-            log, evaluate, now = (
+            log, measure, now = (
                 _due(state.step, every, train.steps) for every in (train.log_every, train.eval_every, train.save_every)
             )
-            save = save or now
-            if log or evaluate or now or trouble:
+            evaluate, save = evaluate or measure, save or now
+            if log or measure or now or trouble:
                 trouble = run.log(state) or trouble
             if not stop.answer():  # no rank is busy with a checkpoint
                 trouble = run.saver.finish() or trouble
-            score = run.evaluate(state) if evaluate and not trouble else None
-            save = save or (evaluate and train.keep_best and run.evaluations.is_best(score))
-            # A rewind would lead back to it: not in the middle of steps that are skipped.
-            if save and not trouble and (not result.skipped or state.step == train.steps):
-                trouble, save = run.save(state, score), False
+            # Not in the middle of skipped steps: a rewind would lead back there. What is saved is what was measured.
+            if not trouble and (not result.skipped or state.step == train.steps):
+                score = run.evaluate(state) if evaluate else None
+                if save or (evaluate and train.keep_best and run.evaluations.is_best(score)):
+                    trouble = run.save(state, score)
+                evaluate = save = False
             if trouble:
                 return state, trouble
         return state, run.saver.finish()

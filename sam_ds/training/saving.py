@@ -90,6 +90,16 @@ class Saver:
         self._progress.say(f"saved {path}")
         return ""
 
+    def add_score(self, step: int, score: float) -> None:
+        """Give the checkpoint of ``step`` its score, if it was saved before it was measured, as by a job that stops."""
+        folder = checkpoints.step_folder(self._folder.checkpoints, step)
+        if not distributed.is_main() or not folder.exists():
+            return
+        try:
+            checkpoints.add_score(folder, score)
+        except OSError as error:  # one rank must not fail alone
+            self._progress.say(f"{folder} does not get its score, and may not be kept as the best: {error}")
+
     def close(self) -> None:
         """Wait a limited time for the copy that is under way."""
         if self._copying is None:

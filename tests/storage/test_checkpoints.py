@@ -145,3 +145,12 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_checkpoint(step: 
         assert ended.returncode == 9
         killed += 1
     assert killed > 10
+
+
+def test_a_score_that_comes_late_is_added_once_and_the_checkpoint_stays_whole(tmp_path: Path) -> None:
+    folder = complete(step_folder(tmp_path, 10), 10)
+    checkpoints.add_score(folder, 0.7)
+    checkpoints.add_score(folder, 0.1)
+    manifest = checkpoints.read_manifest(folder)
+    assert manifest.score == 0.7 and checkpoints.damaged(folder, manifest.files) == []
+    assert [path.name for path in folder.iterdir()] == ["complete.json"]

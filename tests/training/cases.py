@@ -20,9 +20,11 @@ from sam_ds.data.loader import TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.gradients import compare_gradients
+from sam_ds.engine.preemption import Preempted
 from sam_ds.modeling.presets import PRESETS
 from sam_ds.prompts.first import first_prompt
 from sam_ds.recipes import RECIPES
+from sam_ds.storage import checkpoints
 from sam_ds.tasks.segment_images import SegmentImages, SegmentInputs
 from sam_ds.training import loop, tasks
 from sam_ds.training.run import open_run
@@ -166,6 +168,64 @@ class _SickTask(SegmentImages):
 class _SickKit(SegmentImagesKit):
     def build(self, recipe: Recipe) -> SegmentImages:
         return _SickTask(recipe)
+
+
+class _ScoredKit(SegmentImagesKit):
+    """Step 2 scores best. Its first evaluation is cut short, as where a rank was asked to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = True
+
+    def evaluate(self, model: Any, recipe: Recipe, device: torch.device, pictures: Path) -> Any:
+        step = int(pictures.name.removeprefix("step_"))
+        if step == 2 and self.cut:
+            raise Preempted
+        results, drawn = super().evaluate(model, recipe, device, pictures)
+        return results | {f"miou@{recipe.eval.clicks[-1]}": 1.0 if step == 2 else 0.5}, drawn
+
+
+class _ScoredInPeace(_ScoredKit):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = False
+
+
+def cut_short(folder: Path, data: str) -> Any:
+    """A run that is asked to stop while it measures its best step, and its second life: which checkpoints stay."""
+    recipe = tiny(steps=6, save_every=0, eval_every=2, keep_last=1, keep_best=True)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            for kit in (_ScoredKit, _ScoredInPeace):
+                tasks.TASKS["segment_images"] = kit
+                run = open_run(recipe, toy.config(2), data, None, folder / "run", "auto")
+                try:
+                    loop.train(run)
+                except Preempted as error:
+                    run.progress.say(str(error))
+                run.close()
+    finally:
+        tasks.TASKS["segment_images"] = SegmentImagesKit
+    return {"said": said.getvalue(), "scores": scores(run.folder.checkpoints)}
+
+
+def scores(root: Path) -> dict[str, float | None]:
+    """Of the checkpoints of a run."""
+    return {path.name: checkpoints.read_manifest(path).score for path in checkpoints.find(root)}
+
+
+def measured_late(folder: Path, data: str) -> Any:
+    """A run whose evaluation comes due in the first of two skipped steps, the 4th and the 5th."""
+    recipe = tiny(steps=8, save_every=0, eval_every=4, keep_last=9, keep_best=True, max_skipped=9)
+    tasks.TASKS["segment_images"] = _SickKit
+    try:
+        run = open_run(recipe, dataclasses.replace(toy.config(2), micro_batch=2), data, None, folder / "run", "auto")
+        loop.train(run)
+        run.close()
+    finally:
+        tasks.TASKS["segment_images"] = SegmentImagesKit
+    return {"measured": list(run.folder.evaluations()), "scores": scores(run.folder.checkpoints)}
 
 
 def rewind(folder: Path, data: str, save_every: int) -> Any:

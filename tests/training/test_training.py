@@ -39,8 +39,8 @@ def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     runs = {f"resume_{stage}": partial(cases.resume, data=pictures, stage=stage) for stage in (2, 3)}
     batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=1)}
     rewinds = {f"rewind_{every}": partial(cases.rewind, data=pictures, save_every=every) for every in (2, 0)}
-    rewinds["mirrored"] = partial(cases.mirrored, data=pictures)
-    return ranks.run(ONE_GRAPH | PARITY | runs | batches | rewinds, 2, tmp_path_factory.mktemp("ranks"))
+    others = {name: partial(getattr(cases, name), data=pictures) for name in ("mirrored", "cut_short", "measured_late")}
+    return ranks.run(ONE_GRAPH | PARITY | runs | batches | rewinds | others, 2, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,20 @@ def test_without_a_checkpoint_to_go_back_to_it_ends_with_the_reason(two_ranks: d
         assert (
             "not finite in 2 steps in a row, up to step 5, before the first checkpoint: lower optim.lr" in seen["error"]
         )
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for_and_its_checkpoint_is_the_best(
+    two_ranks: dict[str, list[Any]],
+) -> None:
+    seen = ranks.value(two_ranks, "cut_short")[0]
+    assert "preempted at step 2" in seen["said"]
+    assert seen["scores"] == {"step_00000002": 1.0, "step_00000006": 0.5}
+
+
+def test_weights_are_measured_when_they_are_saved_and_not_among_skipped_steps(two_ranks: dict[str, list[Any]]) -> None:
+    seen = ranks.value(two_ranks, "measured_late")[0]
+    assert seen["measured"] == ["disc", "disc, nearest", "untrained", "step 6", "step 8"]
+    assert list(seen["scores"]) == ["step_00000006", "step_00000008"] and None not in seen["scores"].values()
 
 
 def test_a_machine_without_checkpoints_starts_from_the_copies(two_ranks: dict[str, list[Any]]) -> None:

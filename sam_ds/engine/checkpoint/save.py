@@ -190,7 +190,6 @@ def _make(partial: Path, needed: int) -> None:
 
 def _commit(partial: Path, manifest: Manifest) -> Path:
     write_manifest(partial, manifest)
-    sync(partial)
     return commit(partial)
 
 
