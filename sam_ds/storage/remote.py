@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from sam_ds.config.errors import UserError
-from sam_ds.storage.checkpoints import MANIFEST, PARTIAL, commit, damaged, find, read_manifest, step_folder, step_of
+from sam_ds.storage.checkpoints import (
+    MANIFEST,
+    PARTIAL,
+    commit,
+    damaged,
+    read_manifest,
+    set_aside,
+    step_folder,
+    step_of,
+)
 
+T = TypeVar("T")
 _STEP = re.compile(r"step_(\d{8})$")
 
 
@@ -55,17 +65,20 @@ class Mirror:
         for other in dropped:
             self._delete(other)
 
-    def pull(self, root: Path) -> list[str]:
-        """Fetch the newest whole checkpoint if it is newer than any in ``root``. Returns what the user should know."""
-        found = find(root)
+    def pull(self, root: Path, after: int) -> tuple[list[Path], list[str]]:
+        """Fetch to ``root`` the newest whole checkpoint of those after a step.
+
+        Whoever asks for a step that ``root`` has takes that one for damaged: it is set aside.
+
+        Returns what was fetched, one or none, and what the user should know.
+        """
         notes: list[str] = []
-        newest = step_of(found[-1]) if found else -1
-        for step in reversed([step for step in self.steps() if step > newest]):
+        for step in reversed([step for step in self.steps() if step > after]):
             wrong = self._fetch(step, root)
             if not wrong:
-                return [*notes, f"fetched step {step} from {self.url}"]
+                return [step_folder(root, step)], [*notes, f"fetched step {step} from {self.url}"]
             notes.append(f"not taken from {self.url}: {wrong}")
-        return notes
+        return [], notes
 
     def _fetch(self, step: int, root: Path) -> str:
         """Returns what is wrong with it, or ""."""
@@ -84,6 +97,8 @@ class Mirror:
         if wrong:
             shutil.rmtree(partial)
             return wrong[0]
+        if final.exists():
+            set_aside(final)
         commit(partial)
         return ""
 
@@ -103,3 +118,17 @@ class Mirror:
 
     def _place(self, step: int) -> str:
         return f"{self._root.rstrip('/')}/step_{step:08d}"
+
+
+def ask(url: str, work: Callable[[Mirror], T]) -> T:
+    """What ``work`` gives with the mirror at ``url``.
+
+    Raises:
+        UserError: nobody knows the URL, or the place does not answer.
+    """
+    try:
+        return work(Mirror(url))
+    except UserError:
+        raise
+    except Exception as error:  # of whatever driver the place has
+        raise UserError(f"train.mirror={url} does not answer: {error}") from None

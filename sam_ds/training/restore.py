@@ -11,7 +11,7 @@ from sam_ds.config.errors import UserError
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
-from sam_ds.storage import checkpoints
+from sam_ds.storage import checkpoints, remote
 from sam_ds.training.state import RunFolder, TrainState
 
 
@@ -20,24 +20,52 @@ def restore(
 ) -> tuple[TrainState, Path | None, list[str]]:
     """The state to go on from, the checkpoint that had it, and what the user should know of it.
 
-    A damaged checkpoint of this run is set aside, and the one before it taken. Collective.
+    A damaged checkpoint of this run is set aside, and its copy in ``train.mirror`` taken, or the one before it.
+    Collective.
 
     Args:
         sources: the checkpoints to try, in order.
         data: the fingerprint of the pictures.
+
+    Raises:
+        DamagedError: there is none to take.
+        UserError: the one to take is of another training.
     """
     notes: list[str] = []
-    for source in sources:
+    damaged: list[Path] = []
+    while sources:
+        source, *others = sources
         try:
             manifest = checkpoint.load(engine, source)
         except checkpoint.DamagedError as error:
-            if not folder.owns(source) or source == sources[-1]:
+            if not folder.owns(source):
                 raise
-            notes.append(f"damaged, set aside: {error}")
-            distributed.on_main(partial(checkpoints.set_aside, source))
+            # What was fetched and is damaged again is not fetched again: it is this disk that damages it.
+            mirror = "" if source in damaged else engine.recipe.train.mirror
+            damaged.append(source)
+            sources, more = distributed.on_main(partial(_instead, source, others, mirror))
+            if not sources:
+                raise checkpoint.DamagedError("; ".join([str(error), *more])) from None
+            notes += [f"damaged, set aside: {error}", *more]
             continue
         return _state_of(engine, source, manifest, data), source, [*notes, *_notes_of(engine, source, manifest)]
     return TrainState(data=data), None, notes
+
+
+def _instead(source: Path, others: list[Path], mirror: str) -> tuple[list[Path], list[str]]:
+    """What to try in place of a damaged checkpoint, which is set aside if there is anything, and what to know."""
+    fetched: list[Path] = []
+    notes: list[str] = []
+    if mirror:
+        after = checkpoints.step_of(others[0]) if others else -1
+        try:
+            fetched, notes = remote.ask(mirror, lambda there: there.pull(source.parent, after))
+        except UserError as error:
+            notes = [str(error)]  # what is here must do
+    sources = [*fetched, *others]
+    if sources and source not in fetched:
+        checkpoints.set_aside(source)
+    return sources, notes
 
 
 def _state_of(engine: Engine, source: Path, manifest: checkpoints.Manifest, data: str) -> TrainState:

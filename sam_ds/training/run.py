@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sam_ds.config import recipe_file
 from sam_ds.config.deepspeed import DeepSpeedConfig
@@ -18,7 +17,7 @@ from sam_ds.config.schema import Recipe
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.watchdog import watchdog
-from sam_ds.storage import checkpoints
+from sam_ds.storage import checkpoints, remote
 from sam_ds.storage.remote import Mirror
 from sam_ds.tracking.environment import environment
 from sam_ds.tracking.tracker import Tracker, open_tracker
@@ -32,7 +31,6 @@ from sam_ds.training.saving import Saver
 from sam_ds.training.starts import Starts
 from sam_ds.training.state import RunFolder, TrainState
 
-T = TypeVar("T")
 _MORE = timedelta(seconds=60)  # that a group waits for longer than the watchdog, which knows more to say
 
 
@@ -215,22 +213,15 @@ def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path
     make_writable(folder.path)
     notes = folder.recover()
     if mirror and resume == "auto":
-        notes += _of_mirror(mirror, lambda there: there.pull(folder.checkpoints))
+        here = checkpoints.find(folder.checkpoints)
+        newest = checkpoints.step_of(here[-1]) if here else -1
+        notes += remote.ask(mirror, lambda there: there.pull(folder.checkpoints, after=newest))[1]
     sources = folder.checkpoints_for(resume)
     if mirror and resume != "auto":
         newest = checkpoints.read_manifest(sources[0]).step if sources else -1
-        if any(step > newest for step in _of_mirror(mirror, Mirror.steps)):
+        if any(step > newest for step in remote.ask(mirror, Mirror.steps)):
             raise UserError(f"train.mirror={mirror} holds a training that went further: give this one another place")
     return sources, notes
-
-
-def _of_mirror(url: str, work: Callable[[Mirror], list[T]]) -> list[T]:
-    try:
-        return work(Mirror(url))
-    except UserError:
-        raise
-    except Exception as error:  # of whatever driver the place has; to start anew would be worse
-        raise UserError(f"train.mirror={url} does not answer: {error}") from None
 
 
 def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state: TrainState) -> Tracker:

@@ -30,15 +30,24 @@ def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Mirror:
 
 
 def test_what_was_copied_comes_back(mirror: Mirror, tmp_path: Path) -> None:
-    assert mirror.steps() == [] and mirror.pull(tmp_path / "new") == []
+    assert mirror.steps() == [] and mirror.pull(tmp_path / "new", after=-1) == ([], [])
     for step in (10, 20):
         mirror.push(saved(tmp_path / "run", step))
     assert mirror.steps() == [10, 20]
-    assert "step 20" in mirror.pull(tmp_path / "new")[0]
-    assert steps(tmp_path / "new") == [20]
-    fetched = step_folder(tmp_path / "new", 20)
+    (fetched,), notes = mirror.pull(tmp_path / "new", after=-1)
+    assert "step 20" in notes[0] and [fetched] == checkpoints.find(tmp_path / "new")
     assert checkpoints.damaged(fetched, checkpoints.read_manifest(fetched).files) == []
-    assert mirror.pull(tmp_path / "new") == []  # it has it
+    assert mirror.pull(tmp_path / "new", after=20) == ([], [])
+
+
+def test_a_damaged_one_makes_room_for_its_copy(mirror: Mirror, tmp_path: Path) -> None:
+    for step in (10, 20):
+        mirror.push(saved(tmp_path / "run", step))
+    damaged = step_folder(tmp_path / "run", 20)
+    (damaged / "weights.safetensors").write_text("weights of step 21")
+    (fetched,), _ = mirror.pull(tmp_path / "run", after=10)
+    assert fetched == damaged and (fetched / "weights.safetensors").read_text() == "weights of step 20"
+    assert (tmp_path / "run" / "step_00000020.damaged" / "weights.safetensors").read_text() == "weights of step 21"
 
 
 def test_what_the_run_drops_goes_there_too_and_nothing_else(mirror: Mirror, tmp_path: Path) -> None:
@@ -58,7 +67,7 @@ def test_a_copy_that_is_not_whole_or_damaged_is_gone_back_from(tmp_path: Path) -
     (step_folder(there, 40) / "complete.json").unlink()
     (step_folder(there, 30) / "weights.safetensors").write_text("weights of step 31")
     (step_folder(there, 20) / "weights.safetensors").unlink()
-    notes = mirror.pull(tmp_path / "new")
+    _, notes = mirror.pull(tmp_path / "new", after=-1)
     assert "not what was written" in notes[0] and "is missing" in notes[1] and "fetched step 10" in notes[2]
     assert steps(tmp_path / "new") == [10]
 

@@ -261,3 +261,26 @@ def mirrored(folder: Path, data: str) -> Any:
         except UserError as error:
             print(error)
     return {"said": said.getvalue(), "there": sorted(path.name for path in (folder / "there").iterdir())}
+
+
+def damaged_here(folder: Path, data: str) -> Any:
+    """A run that goes on after its newest checkpoint was damaged, then its copy too, then all: what it prints."""
+    there, here = folder / "there", folder / "run" / "checkpoints"
+    said = []
+    for steps in (2, 3, 4, 5):
+        recipe = tiny(steps=steps, save_every=1, eval_every=0, keep_last=2, keep_best=False, mirror=f"file://{there}")
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                run = open_run(recipe, toy.config(2), data, None, folder / "run", "auto")
+                loop.train(run)
+                run.close()
+        except UserError as error:
+            print(error, file=printed)
+        said.append(printed.getvalue())
+        spoilt = {2: [here / "step_00000002"], 3: [here / "step_00000003", there / "step_00000003"]}
+        if distributed.is_main():
+            for path in spoilt.get(steps, [*there.glob("step_*"), *here.glob("step_*")]):
+                (path / "weights.safetensors").write_bytes(b"0")
+        distributed.barrier()
+    return {"said": said, "here": sorted(path.name for path in here.iterdir())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     runs = {f"resume_{stage}": partial(cases.resume, data=pictures, stage=stage) for stage in (2, 3)}
     batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=1)}
     rewinds = {f"rewind_{every}": partial(cases.rewind, data=pictures, save_every=every) for every in (2, 0)}
-    others = {name: partial(getattr(cases, name), data=pictures) for name in ("mirrored", "cut_short", "measured_late")}
+    names = ("cut_short", "measured_late", "mirrored", "damaged_here")
+    others = {name: partial(getattr(cases, name), data=pictures) for name in names}
     return ranks.run(ONE_GRAPH | PARITY | runs | batches | rewinds | others, 2, tmp_path_factory.mktemp("ranks"))
 
 
@@ -126,6 +128,16 @@ def test_a_machine_without_checkpoints_starts_from_the_copies(two_ranks: dict[st
     assert "NOT COPIED" not in seen["said"] and "step_00000003" in seen["there"]
     assert "holds a training that went further" in seen["said"]
     assert "fetched step 3 from file://" in seen["said"] and "already trained to step 3" in seen["said"]
+
+
+def test_a_damaged_checkpoint_is_fetched_from_the_copies_or_gone_back_from(two_ranks: dict[str, list[Any]]) -> None:
+    seen = ranks.value(two_ranks, "damaged_here")[0]
+    _, copied, older, nothing = seen["said"]
+    assert "damaged, set aside" in copied and "fetched step 2 from file://" in copied
+    assert re.search(r"going on from \S*step_00000002", copied)
+    assert "not taken from file://" in older and re.search(r"going on from \S*step_00000002", older)
+    assert re.search(r"step_00000003/weights\S* has 1 of .*; not taken from file://.* has 1 of", nothing)
+    assert {"step_00000002.damaged", "step_00000003", "step_00000004.damaged"} <= set(seen["here"])
 
 
 def _check_folder(folder: Path) -> None:
