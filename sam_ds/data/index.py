@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tokenize import TokenError
@@ -89,8 +90,8 @@ class Index:
         return f"{place}/{stem}.jpg"
 
 
-def open_index(path: str | Path) -> Index:
-    """The index of a folder, built first if there is none or the folder has changed.
+def open_index(path: str | Path, tell: Callable[[str], None] | None = None) -> Index:
+    """The index of a folder, built first, as ``build_index`` does, if there is none or the folder has changed.
 
     Raises:
         UserError: there is no such folder, or no picture with masks in it.
@@ -100,7 +101,7 @@ def open_index(path: str | Path) -> Index:
         header = _fresh_header(root, home)
         if header:
             return Index(root, home / header["table"], header["shards"])
-    build_index(root)
+    build_index(root, tell)
     for home in _homes(root):
         header = _fresh_header(root, home)
         if header:
@@ -108,15 +109,18 @@ def open_index(path: str | Path) -> Index:
     raise UserError(f"{root} changes while it is being indexed: let the copying end first")
 
 
-def build_index(path: str | Path) -> IndexReport:
+def build_index(path: str | Path, tell: Callable[[str], None] | None = None) -> IndexReport:
     """Index a folder anew and say what was found; faults are reported and left out, not fatal.
+
+    Args:
+        tell: hears of every folder and every tar when it is come to.
 
     Raises:
         UserError: there is no such folder, or no picture with masks in it.
     """
     root = _folder(path)
     home = _writable_home(root)
-    found = scan(root)
+    found = scan(root, tell)
     counts: dict[str, int] = {}
     kept: list[Finding] = []
     for finding in found.findings:
@@ -145,7 +149,7 @@ def build_index(path: str | Path) -> IndexReport:
     return report
 
 
-def open_splits(path: str | Path) -> tuple[Index, Index]:
+def open_splits(path: str | Path, tell: Callable[[str], None] | None = None) -> tuple[Index, Index]:
     """The training and the evaluation part of a set.
 
     They are the sub-folders train/ and val/ where there are both. Otherwise 1 % of the pictures (at least 1, at most
@@ -156,8 +160,8 @@ def open_splits(path: str | Path) -> tuple[Index, Index]:
     """
     root = _folder(path)
     if (root / "train").is_dir() and (root / "val").is_dir():
-        return open_index(root / "train"), open_index(root / "val")
-    index = open_index(root)
+        return open_index(root / "train", tell), open_index(root / "val", tell)
+    index = open_index(root, tell)
     if len(index) < 2:
         raise UserError(f"{root} has a single picture with masks: give at least 2, or sub-folders train and val")
     held_out = min(500, max(1, round(len(index) / 100)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +42,18 @@ class _Place:
     members: dict[str, dict[str, tuple[int, int]]]
 
 
-def scan(root: Path) -> Found:
-    """Look through ``root`` and its sub-folders. The order of samples does not depend on the file system."""
+def scan(root: Path, tell: Callable[[str], None] | None = None) -> Found:
+    """Look through ``root`` and its sub-folders. The order of samples does not depend on the file system.
+
+    ``tell`` hears of every folder and every tar when it is come to.
+    """
+    tell = tell or (lambda place: None)
     stamps: list[tuple[str, int | None, int]] = []
     loose = _Place(str(root), LOOSE, {})
     findings: list[Finding] = []
     tars: list[str] = []
     for folder, files in _walk(root):
+        tell(f"indexing {root / folder}")
         stamps.append((folder, None, os.stat(root / folder).st_mtime_ns))
         for file in files:
             if file.endswith(".tar"):
@@ -57,6 +62,7 @@ def scan(root: Path) -> Found:
                 _add(loose, os.path.join(folder, file), (0, -1), findings)
     tables = [_table(loose, findings)]
     for shard, tar in enumerate(tars):
+        tell(f"indexing {root / tar}")
         status = os.stat(root / tar)
         stamps.append((tar, status.st_size, status.st_mtime_ns))
         tables.append(_table(_read_tar(root, tar, shard, findings), findings))

@@ -157,14 +157,20 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def on_main(work: Callable[[], Any]) -> Any:
-    """What ``work`` returns on rank 0, on every rank; a user's mistake there is raised on every rank. Collective."""
+def on_main(work: Callable[[], Any], meet: Callable[[], None] | None = None) -> Any:
+    """What ``work`` returns on rank 0, on every rank; a user's mistake there is raised on every rank. Collective.
+
+    Args:
+        meet: ``watchdog.meet``, for work that may take longer than a group waits.
+    """
     outcome: tuple[Any, UserError | None] = (None, None)
     if is_main():
         try:
             outcome = (work(), None)
         except UserError as error:
             outcome = (None, error)
+    if meet is not None:
+        meet()
     value, mistake = broadcast(outcome)
     if mistake is not None:
         raise mistake

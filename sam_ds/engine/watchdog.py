@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from sam_ds.engine import distributed
 
@@ -44,6 +45,8 @@ class Beat:
     waits: bool  # its main thread is in a collective
     host: str
     pid: int
+    signs: int = 0  # of progress in long work of its own
+    meets: bool = False  # its main thread waits in ``meet``
 
 
 class Judge:
@@ -53,13 +56,13 @@ class Judge:
         self._silence, self._timeout = silence, timeout
         self._beats: dict[int, Beat] = {}
         self._heard: dict[int, float] = {}  # when a rank's word was last another
-        self._moved: dict[int, float] = {}  # when a rank last passed a place
+        self._moved: dict[int, float] = {}  # when a rank last passed a place, or got on with its work
 
     def hear(self, rank: int, beat: Beat, now: float) -> None:
         before = self._beats.get(rank)
         if before is None or before.count != beat.count:
             self._heard[rank] = now
-        if before is None or before.marks != beat.marks:
+        if before is None or (before.marks, before.signs, before.meets) != (beat.marks, beat.signs, beat.meets):
             self._moved[rank] = now
         self._beats[rank] = beat
 
@@ -77,22 +80,38 @@ class Judge:
                     f"rank {rank} ({beat.host}, process {beat.pid}) has not been heard of for {now - heard:.0f} s, "
                     f"last at {beat.place}: it was stopped, or its machine or network is gone"
                 )
-        started = [beat.marks for beat in self._beats.values()]
-        if not started or min(started) == 0 or any(now - moved <= self._timeout for moved in self._moved.values()):
+        if any(now - moved <= self._timeout for moved in self._moved.values()):
             return ""
-        behind = [rank for rank, beat in self._beats.items() if beat.marks == min(started)]
+        late = [rank for rank, beat in self._beats.items() if not beat.meets]
+        return self._missed(late) if 0 < len(late) < len(self._beats) else self._stuck()
+
+    def _missed(self, late: list[int]) -> str:
+        """Of ranks that the others wait for while they do long work."""
+        place = self._beats[late[0]].place
+        return f"{self._named(late)} shows no progress for more than {self._timeout:.0f} s, last at {place}"
+
+    def _stuck(self) -> str:
+        """Of ranks between two places that all pass; "" before all have passed the first."""
+        first = min((beat.marks for beat in self._beats.values()), default=0)
+        if not first:
+            return ""
+        behind = [rank for rank, beat in self._beats.items() if beat.marks == first]
         stuck = [rank for rank in behind if not self._beats[rank].waits] or behind
         place = f"stuck after {self._beats[stuck[0]].place} for more than {self._timeout:.0f} s"
-        if len(stuck) == len(started) > 1:
+        if len(stuck) == len(self._beats) > 1:
             return f"all ranks are {place}: their network hangs?"
-        return f"{', '.join(f'rank {rank} ({self._beats[rank].host})' for rank in stuck)} is {place}"
+        return f"{self._named(stuck)} is {place}"
+
+    def _named(self, ranks: list[int]) -> str:
+        return ", ".join(f"rank {rank} ({self._beats[rank].host})" for rank in ranks)
 
 
 class Watchdog:
-    """One a process. ``mark`` is free; the rest happens in two threads."""
+    """One a process. ``mark`` and ``progress`` are free; the rest happens in two threads."""
 
     def __init__(self) -> None:
-        self._marks, self._place = 0, "start-up"
+        self._marks, self._signs, self._place = 0, 0, "start-up"
+        self._meetings, self._meets = 0, False
         self._verdict = ""
         self._answered = 0.0  # when the store last did
         self._ended: threading.Event | None = None
@@ -107,6 +126,22 @@ class Watchdog:
         for item in items:
             self.mark(place)
             yield item
+
+    def progress(self, place: str) -> None:
+        """Long work that not every rank does gets on: the main thread has come to ``place``."""
+        self._place = place
+        self._signs += 1
+
+    def meet(self) -> None:
+        """Wait for all ranks, with no timeout of a group: as long as one that is awaited gets on. Collective."""
+        self._meetings += 1
+        key, store, pause = f"sam_ds/watchdog/meeting/{self._meetings}", _get_default_store(), 0.001
+        self._meets = True
+        store.add(key, 1)
+        while store.add(key, 0) < distributed.world_size():
+            time.sleep(pause)
+            pause = min(2 * pause, _INTERVAL)
+        self._meets = False
 
     def start(self, timeout: float, stacks: Path) -> None:
         """Begin to watch. Collective.
@@ -159,7 +194,9 @@ class Watchdog:
                 self._answered = time.monotonic()
 
     def _tell(self, store: dist.TCPStore, count: int) -> None:
-        beat = Beat(count, self._marks, self._place, _in_a_collective(), socket.gethostname(), os.getpid())
+        place, waits = self._place, _in_a_collective()
+        host, pid = socket.gethostname(), os.getpid()
+        beat = Beat(count, self._marks, place, waits, host, pid, self._signs, self._meets)
         store.set(_key(distributed.rank()), json.dumps(vars(beat)))
 
     def _wait(self, silence: float, interval: float, stacks: Path, ended: threading.Event) -> None:

@@ -65,22 +65,23 @@ class Mirror:
         for other in dropped:
             self._delete(other)
 
-    def pull(self, root: Path, after: int) -> tuple[list[Path], list[str]]:
+    def pull(self, root: Path, after: int, tell: Callable[[str], None] | None = None) -> tuple[list[Path], list[str]]:
         """Fetch to ``root`` the newest whole checkpoint of those after a step.
 
-        Whoever asks for a step that ``root`` has takes that one for damaged: it is set aside.
+        Whoever asks for a step that ``root`` has takes that one for damaged: it is set aside. ``tell`` hears of every
+        file before it is fetched.
 
         Returns what was fetched, one or none, and what the user should know.
         """
         notes: list[str] = []
         for step in reversed([step for step in self.steps() if step > after]):
-            wrong = self._fetch(step, root)
+            wrong = self._fetch(step, root, tell)
             if not wrong:
                 return [step_folder(root, step)], [*notes, f"fetched step {step} from {self.url}"]
             notes.append(f"not taken from {self.url}: {wrong}")
         return [], notes
 
-    def _fetch(self, step: int, root: Path) -> str:
+    def _fetch(self, step: int, root: Path, tell: Callable[[str], None] | None) -> str:
         """Returns what is wrong with it, or ""."""
         final = step_folder(root, step)
         partial = final.with_name(final.name + PARTIAL)
@@ -90,6 +91,8 @@ class Mirror:
             self._get(step, MANIFEST, partial)
             manifest = read_manifest(partial)
             for name in manifest.files:
+                if tell:
+                    tell(f"fetching {self._place(step)}/{name}")
                 self._get(step, name, partial)
             wrong = damaged(partial, manifest.files)
         except UserError as error:

@@ -11,6 +11,7 @@ from sam_ds.config.errors import UserError
 from sam_ds.config.schema import Recipe
 from sam_ds.engine import checkpoint, distributed
 from sam_ds.engine.engine import Engine
+from sam_ds.engine.watchdog import watchdog
 from sam_ds.storage import checkpoints, remote
 from sam_ds.training.state import RunFolder, TrainState
 
@@ -43,7 +44,7 @@ def restore(
             # What was fetched and is damaged again is not fetched again: it is this disk that damages it.
             mirror = "" if source in damaged else engine.recipe.train.mirror
             damaged.append(source)
-            sources, more = distributed.on_main(partial(_instead, source, others, mirror))
+            sources, more = distributed.on_main(partial(_instead, source, others, mirror), watchdog.meet)
             if not sources:
                 raise checkpoint.DamagedError("; ".join([str(error), *more])) from None
             notes += [f"damaged, set aside: {error}", *more]
@@ -59,7 +60,7 @@ def _instead(source: Path, others: list[Path], mirror: str) -> tuple[list[Path],
     if mirror:
         after = checkpoints.step_of(others[0]) if others else -1
         try:
-            fetched, notes = remote.ask(mirror, lambda there: there.pull(source.parent, after))
+            fetched, notes = remote.ask(mirror, lambda there: there.pull(source.parent, after, watchdog.progress))
         except UserError as error:
             notes = [str(error)]  # what is here must do
     sources = [*fetched, *others]

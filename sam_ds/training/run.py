@@ -145,8 +145,8 @@ def open_run(
     distributed.init(timeout + _MORE)
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
-    sources, lost = distributed.on_main(lambda: _open_folder(folder, resume, recipe.train.mirror))
     watchdog.start(timeout.total_seconds(), output)
+    sources, lost = distributed.on_main(lambda: _open_folder(folder, resume, recipe.train.mirror), watchdog.meet)
     _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
     starts = _begin(folder, sources)
@@ -176,9 +176,13 @@ def open_run(
 
 
 def _open_data(kit: tasks.Kit, data: str, val: str | None) -> None:
-    distributed.on_main(lambda: kit.open_data(data, val))  # one rank builds an index that is not there yet …
+    def work() -> None:
+        kit.open_data(data, val, watchdog.progress)
+
+    distributed.on_main(work, watchdog.meet)  # one rank builds an index that is not there yet …
     if not distributed.is_main():
-        kit.open_data(data, val)  # … and the others find it
+        work()  # … and the others find it, unless their machines have disks of their own
+    watchdog.meet()
 
 
 def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
@@ -215,7 +219,7 @@ def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path
     if mirror and resume == "auto":
         here = checkpoints.find(folder.checkpoints)
         newest = checkpoints.step_of(here[-1]) if here else -1
-        notes += remote.ask(mirror, lambda there: there.pull(folder.checkpoints, after=newest))[1]
+        notes += remote.ask(mirror, lambda there: there.pull(folder.checkpoints, newest, watchdog.progress))[1]
     sources = folder.checkpoints_for(resume)
     if mirror and resume != "auto":
         newest = checkpoints.read_manifest(sources[0]).step if sources else -1
@@ -229,8 +233,9 @@ def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state:
     settings: dict[str, Any] = engine.effective_config()
     machine = environment() if main else {}
     if main:
+        watchdog.progress(f"opening {folder.path}")
         folder.start(recipe, settings, machine, state.step if source and folder.owns(source) else None)
-    distributed.barrier()
+    watchdog.meet()
     params = {"recipe": recipe_file.to_dict(recipe), "deepspeed": settings, "environment": machine}
     step = state.step if source else None
     return open_tracker(folder.path, recipe, params, step, main, distributed.local_rank())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,9 +45,9 @@ class SegmentImagesKit:
     def build(self, recipe: Recipe) -> SegmentImages:
         return SegmentImages(recipe)
 
-    def open_data(self, data: str, val: str | None) -> None:
+    def open_data(self, data: str, val: str | None, tell: Callable[[str], None] | None = None) -> None:
         """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
-        self._splits = (open_index(data), open_index(val)) if val else open_splits(data)
+        self._splits = (open_index(data, tell), open_index(val, tell)) if val else open_splits(data, tell)
 
     def fingerprint(self) -> str:
         return "-".join(split.fingerprint() for split in self.splits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,8 +37,11 @@ class Kit(Protocol):
         """The task."""
         ...
 
-    def open_data(self, data: str, val: str | None) -> None:
-        """Open the pictures to train on and to evaluate on. Raises UserError if there are none."""
+    def open_data(self, data: str, val: str | None, tell: Callable[[str], None] | None = None) -> None:
+        """Open the pictures to train on and to evaluate on; ``tell`` hears how far that is.
+
+        Raises UserError if there are none.
+        """
         ...
 
     def fingerprint(self) -> str:

@@ -78,6 +78,15 @@ def test_report_of_faults(loose: Path, tars: Path) -> None:
     assert "12 pictures with masks, 4 tars, 3 duplicate, 2 orphan, 1 truncated" in str(report)
 
 
+def test_who_waits_hears_how_far_it_is(tars: Path) -> None:
+    told: list[str] = []
+    open_index(tars, told.append)
+    names = ("", "/sa_000000.tar", "/sa_000001.tar")
+    assert told == [f"indexing {tars.resolve()}{name}" for name in names]
+    open_index(tars, told.append)
+    assert len(told) == len(names)  # it is there
+
+
 def test_orphans_among_files(loose: Path) -> None:
     (loose / "sa_1.json").unlink()
     (loose / "sa_2.jpg").unlink()

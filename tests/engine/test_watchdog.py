@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -42,9 +45,20 @@ def test_a_judge_that_was_away_itself_forgives() -> None:
 
 
 def test_before_the_training_nobody_is_late() -> None:
-    """One rank indexes the pictures for an hour, the others wait for it."""
+    """A model is built for an hour."""
     waiting = [(count, 0) for count in range(1, 100)]
     assert judged({0: ALIVE, 1: waiting}, 60) == ""
+
+
+@pytest.mark.parametrize(("last", "late"), [(100, False), (10, True)])
+def test_who_works_while_others_wait_is_late_when_it_does_not_get_on(last: int, late: bool) -> None:
+    judge = Judge(silence=5, timeout=20)
+    for now in range(60):
+        tar = min(now, last)
+        judge.hear(0, Beat(now, 0, f"tar {tar}", False, "host-0", 100, signs=tar), float(now))
+        judge.hear(1, Beat(now, 0, "start-up", False, "host-1", 101, meets=True), float(now))
+    verdict = "rank 0 (host-0) shows no progress for more than 20 s, last at tar 10"
+    assert judge.verdict(60.0) == (verdict if late else "")
 
 
 def test_a_silent_process_is_named() -> None:
@@ -64,19 +78,44 @@ def test_where_all_are_at_one_place_all_are_named() -> None:
     assert judged(words, 40, waiting=(0,)).startswith("rank 1 (host-1) is stuck after place 12")  # 0 is in a collective
 
 
-@pytest.mark.parametrize(("who", "how"), [(0, "stopped"), (1, "stopped"), (1, "hangs")])
-def test_the_job_ends_when_a_rank_hangs_and_says_which(who: int, how: str, tmp_path: Path) -> None:
+def begun(ranks: Callable[[int, int, Path], None], folder: Path) -> list[SpawnProcess]:
+    """Two processes, when they are at it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=hanging.train, args=(rank, port, tmp_path), daemon=True) for rank in range(2)]
+    processes = [context.Process(target=ranks, args=(rank, port, folder), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     until = time.monotonic() + 120
-    while not (tmp_path / "training").exists():
+    while not (folder / "begun").exists():
         assert time.monotonic() < until and all(process.is_alive() for process in processes)
         time.sleep(0.05)
+    return processes
+
+
+def test_ranks_wait_for_long_work_for_as_long_as_it_gets_on(tmp_path: Path) -> None:
+    processes = begun(hanging.index, tmp_path)
+    time.sleep(hanging.GROUPS_WAIT.total_seconds() + 2)
+    (tmp_path / "done").touch()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_long_work_that_hangs_is_named(tmp_path: Path) -> None:
+    processes = begun(hanging.index, tmp_path)
+    (tmp_path / "hang_0").touch()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [EXIT_CODE] * 2
+    told = (tmp_path / "stacks_rank_00001.txt").read_text()
+    assert re.match(r"rank 0 \(.*\) shows no progress for more than 4 s, last at indexing a tar\n", told), told
+
+
+@pytest.mark.parametrize(("who", "how"), [(0, "stopped"), (1, "stopped"), (1, "hangs")])
+def test_the_job_ends_when_a_rank_hangs_and_says_which(who: int, how: str, tmp_path: Path) -> None:
+    processes = begun(hanging.train, tmp_path)
     began = time.monotonic()
     if how == "stopped":
         os.kill(processes[who].pid or 0, signal.SIGSTOP)

@@ -34,7 +34,9 @@ def test_what_was_copied_comes_back(mirror: Mirror, tmp_path: Path) -> None:
     for step in (10, 20):
         mirror.push(saved(tmp_path / "run", step))
     assert mirror.steps() == [10, 20]
-    (fetched,), notes = mirror.pull(tmp_path / "new", after=-1)
+    told: list[str] = []
+    (fetched,), notes = mirror.pull(tmp_path / "new", after=-1, tell=told.append)
+    assert len(told) == 1 and told[0].endswith("there/step_00000020/weights.safetensors")
     assert "step 20" in notes[0] and [fetched] == checkpoints.find(tmp_path / "new")
     assert checkpoints.damaged(fetched, checkpoints.read_manifest(fetched).files) == []
     assert mirror.pull(tmp_path / "new", after=20) == ([], [])
