@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import sam_ds
-from sam_ds.config.errors import LostRanksError, RankError, UserError, nearest
+from sam_ds.config.errors import TRY_AGAIN, LostRanksError, RankError, UserError, nearest
 from sam_ds.config.secrets import without_passwords
 
 # The modules of sam_ds.cli, in the order of --help. They import torch and DeepSpeed only when they run.
-COMMANDS = ("train", "eval", "export", "predict", "check", "data", "recipes")
+COMMANDS = ("train", "eval", "export", "predict", "check", "plan", "data", "recipes")
 
 # Those that may read weights that another person made.
 _READ_WEIGHTS = ("train", "eval", "predict", "check")
@@ -57,7 +57,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0, 2 after a user's mistake, 1 where other ranks have gone."""
+    """Run one command. Returns its exit code: 0, 2 after a user's mistake, 75 where other ranks have gone."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _check_command(arguments)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except LostRanksError as error:
         print(f"sam-ds: rank {os.environ.get('RANK', '0')}: {error}; what they said last says why", file=sys.stderr)
-        return 1
+        return TRY_AGAIN
     except KeyboardInterrupt:
         return 130
 
