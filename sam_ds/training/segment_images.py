@@ -100,24 +100,32 @@ class SegmentImagesKit:
         """A picture of noise with two rectangles."""
         side = sam_config(recipe.model.preset).image_size
         generator = torch.Generator().manual_seed(place)
-        images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator)
         top, left = (int(torch.randint(1, side // 4, (), generator=generator)) for _ in range(2))
         rectangles = [(top, left, side // 2, side // 3), (side // 2, top, side // 4, side // 3)]
-        runs = [_rectangle(side, *rectangle) for rectangle in rectangles]
-        return SegmentBatch(
-            images=images,
-            valid_sizes=torch.tensor([[side, side]], dtype=torch.int32),
-            to_source=torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]),
-            runs=MaskRuns(
-                ends=torch.cat(runs),
-                offsets=torch.tensor([0, len(runs[0]), len(runs[0]) + len(runs[1])]),
-                sizes=torch.tensor([[side, side]] * 2, dtype=torch.int32),
-            ),
-            picture=torch.zeros(2, dtype=torch.int64),
-            mask_ids=torch.arange(2),
-            sample_ids=torch.tensor([place]),
-            positions=torch.tensor([place]),
-        )
+        return _batch(side, torch.tensor([place]), [_rectangle(side, *rectangle) for rectangle in rectangles])
+
+    def full_batch(self, recipe: Recipe, micro_batch: int) -> SegmentBatch:
+        """As large as a recipe's batches get: every picture with as many masks as are drawn from one."""
+        side = recipe.data.crop_size or sam_config(recipe.model.preset).image_size
+        masks = [_rectangle(side, 1, 1, side // 2, side // 2)] * recipe.data.max_masks
+        return _batch(side, torch.arange(micro_batch), masks)
+
+
+def _batch(side: int, places: torch.Tensor, masks: list[torch.Tensor]) -> SegmentBatch:
+    """Square pictures of noise at these places of the stream, each with all the masks (run ends of the same square)."""
+    count, runs = len(places), masks * len(places)
+    lengths = torch.tensor([0, *map(len, runs)])
+    generator = torch.Generator().manual_seed(int(places[0]))
+    return SegmentBatch(
+        images=torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
+        valid_sizes=torch.full((count, 2), side, dtype=torch.int32),
+        to_source=torch.eye(2, 3).expand(count, 2, 3).clone(),
+        runs=MaskRuns(torch.cat(runs), lengths.cumsum(0), torch.full((len(runs), 2), side, dtype=torch.int32)),
+        picture=torch.arange(count).repeat_interleave(len(masks)),
+        mask_ids=torch.arange(len(masks)).repeat(count),
+        sample_ids=places,
+        positions=places,
+    )
 
 
 def _rectangle(side: int, top: int, left: int, height: int, width: int) -> torch.Tensor:

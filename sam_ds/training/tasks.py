@@ -74,6 +74,10 @@ class Kit(Protocol):
         """A batch of one drawn picture, the same for the same ``place``: enough to compare gradients on."""
         ...
 
+    def full_batch(self, recipe: Recipe, micro_batch: int) -> Any:
+        """A batch of so many drawn pictures that is as large as the recipe's batches get."""
+        ...
+
 
 TASKS: dict[str, type[Kit]] = {"segment_images": SegmentImagesKit}
 

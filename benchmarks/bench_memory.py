@@ -1,0 +1,132 @@
+"""Is the plan right? Peak memory and time of a step, predicted beside measured, over settings that matter to them.
+
+On a CPU two ranks train small models under gloo; what counts is what tensors hold, as torch's profiler sees every
+allocation. The plan's rates of this machine are fitted to every other point (``fitted`` in the table) and predict the
+rest; its memory is predicted without a look at the machine.
+
+  python benchmarks/bench_memory.py [--world 2] [--steps 5] [--few] [--no-save] [--machine cpu.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"  # the plan asks the kernels for the shapes of their answers
+
+import ranks
+import torch
+from common import RESULTS, append_rows
+from fit_machine import fit, predicted_seconds
+
+from sam_ds.cli.plan import make_tracer
+from sam_ds.config import deepspeed, recipe_file
+from sam_ds.config.schema import CurriculumConfig, Recipe
+from sam_ds.planning.memory import memory
+from sam_ds.recipes import RECIPES
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    preset: str
+    stage: int
+    batch: int
+    masks: int
+    crop: int
+    checkpointing: str
+
+    @property
+    def recipe(self) -> Recipe:
+        base = RECIPES["tiny" if self.preset == "tiny" else "sam_vit_b"]()
+        return dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, preset=self.preset, checkpointing=self.checkpointing, init=""),
+            data=dataclasses.replace(base.data, max_masks=self.masks, crop_size=self.crop),
+            prompts=dataclasses.replace(base.prompts, correction_rounds=2, extra_rounds=0),
+            curriculum=CurriculumConfig(),
+        )
+
+    def config(self, world: int) -> deepspeed.DeepSpeedConfig:
+        raw = json.loads((deepspeed.CONFIG_DIR / f"zero{self.stage}_local.json").read_text())
+        raw["train_micro_batch_size_per_gpu"] = self.batch
+        raw["train_batch_size"] = self.batch * world
+        raw["zero_optimization"]["reduce_bucket_size"] = 5_000_000
+        return deepspeed.parse(raw)
+
+
+POINTS = [
+    Point("tiny", 2, 4, 8, 256, "none"),
+    Point("tiny", 2, 2, 16, 512, "none"),
+    Point("tiny", 2, 4, 8, 512, "torch"),
+    Point("tiny", 3, 4, 8, 256, "none"),
+    Point("tiny", 3, 2, 16, 512, "torch"),
+    Point("tiny", 2, 8, 4, 256, "none"),
+    Point("tiny", 2, 1, 32, 512, "torch"),
+    Point("vit_b", 2, 1, 4, 256, "none"),
+    Point("vit_b", 3, 1, 4, 256, "none"),
+    Point("vit_b", 2, 1, 4, 512, "torch"),
+    Point("vit_b", 3, 2, 8, 256, "torch"),
+    Point("vit_b", 2, 2, 8, 256, "torch"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="timed ones; their median counts")
+    parser.add_argument("--few", type=int, default=len(POINTS), help="only so many points")
+    parser.add_argument("--machine", metavar="FILE", help="write this machine's rates there, for sam-ds plan --gpu")
+    parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/memory.csv")
+    args = parser.parse_args()
+    points = POINTS[: args.few]
+    measured = measure(points, args.world, args.steps)
+    tracer = make_tracer(torch.cuda.is_available())
+    traces = [tracer(point.recipe, point.batch, "bf16") for point in points]
+    configs = [point.config(args.world) for point in points]
+    for_fit = [index for index in range(len(points)) if index % 2 == 0]
+    machine = fit([(traces[i], configs[i], measured[i]["seconds"]) for i in for_fit], args.world)
+    rows = []
+    for index, (point, own, config) in enumerate(zip(points, measured, configs, strict=True)):
+        seconds = predicted_seconds(machine, traces[index], config, args.world)
+        row: dict[str, Any] = {
+            **dataclasses.asdict(point),
+            "world": args.world,
+            **_beside("mb", memory(traces[index], config, args.world).total / 1e6, own["bytes"] / 1e6),
+            **_beside("ms", seconds * 1e3, own["seconds"] * 1e3),
+            "fitted": "yes" if index in for_fit else "",
+        }
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        rows.append(row)
+    if args.machine:
+        Path(args.machine).write_text(json.dumps(dataclasses.asdict(machine), indent=1))
+    if not args.no_save:
+        append_rows(RESULTS / "memory.csv", rows)
+
+
+def measure(points: list[Point], world: int, steps: int) -> list[dict[str, float]]:
+    """The largest of the ranks' bytes and seconds, by point."""
+    described = [
+        {"recipe": recipe_file.to_dict(point.recipe), "deepspeed": point.config(world).raw} for point in points
+    ]
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"world": world, "points": described, "steps": steps, "accelerator": accelerator}
+    with tempfile.TemporaryDirectory() as folder:
+        by_rank = ranks.run("memory_loop.py", settings, Path(folder) / "run")
+    return [{name: max(own[name] for own in all_of) for name in all_of[0]} for all_of in zip(*by_rank, strict=True)]
+
+
+def _beside(unit: str, predicted: float, measured: float) -> dict[str, float]:
+    return {
+        f"predicted_{unit}": round(predicted, 1),
+        f"measured_{unit}": round(measured, 1),
+        f"off_{unit}": round(predicted / measured - 1, 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

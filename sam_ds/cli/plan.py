@@ -1,0 +1,141 @@
+"""``sam-ds plan``: memory, time and cost of a training, before it is started."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam_ds.cli.train import DEFAULT_CONFIG, add_run_options
+from sam_ds.config.errors import UserError
+
+if TYPE_CHECKING:
+    from sam_ds.planning.plan import Tracer
+
+_EXAMPLE = """examples:
+  sam-ds plan --recipe sam_vit_h --deepspeed_config zero2_a100x256.json
+  sam-ds plan --recipe meta_sam_large --deepspeed_config zero2_a100x128_batch1024.json --gpu A100-40
+  sam-ds plan --recipe sam_vit_h --deepspeed_config zero2_a100x256.json --nodes 1,2,4,8,16,32 --picture scaling.png
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="predict memory, time and cost of a training",
+        description="Predict what a training needs of a GPU's memory, how long it takes and what it costs, by running "
+        "one step of it on tensors without data. No GPU is needed. Everything printed is predicted, not measured.",
+        epilog=_EXAMPLE,
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--gpu", default="A100-80", metavar="NAME", help="A100-40, A100-80, H100, H200, or a .json file"
+    )
+    parser.add_argument(
+        "--nodes",
+        metavar="N[,N…]",
+        help="how many; more than one number compares them at the config's batch (default: what the config's batch "
+        "is made for)",
+    )
+    parser.add_argument("--hostfile", metavar="FILE", help="in place of --nodes: where it is to run")
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU and hour")
+    parser.add_argument("--json", action="store_true", help="print JSON: bytes, seconds, dollars")
+    parser.add_argument("--picture", metavar="FILE", help="draw the memory (and with more --nodes the scaling), a .png")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sam_ds import recipes
+    from sam_ds.config import deepspeed, hostfile, overrides
+    from sam_ds.planning import machines
+
+    recipe = overrides.apply(recipes.get(args.recipe), args.set)
+    config = deepspeed.load(args.deepspeed_config or DEFAULT_CONFIG)
+    gpu = machines.find(args.gpu)
+    if args.price is not None:
+        gpu = dataclasses.replace(gpu, price=args.price)
+    if args.hostfile and args.nodes:
+        raise UserError("--hostfile and --nodes both say where it runs: give one of them")
+    if args.hostfile:
+        worlds = [hostfile.world_size(hostfile.load(args.hostfile))]
+    elif args.nodes:
+        worlds = [count * gpu.per_node for count in _counts(args.nodes)]
+    else:
+        worlds = [_own_world(config)]
+    configs = [config] if args.hostfile or not args.nodes else [_spread(config, world) for world in worlds]
+    if args.picture and Path(args.picture).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--picture {args.picture}: name a .png, .pdf or .svg")
+
+    os.environ["TRITON_INTERPRET"] = "1"  # the kernels are only asked for the shapes of their answers
+    from sam_ds.planning.advice import advise
+    from sam_ds.planning.plan import make_plan
+    from sam_ds.planning.report import draw, sweep_rows, sweep_text, to_json, to_text
+
+    tracer = make_tracer(gpu.name != "cpu")
+    plans = [make_plan(recipe, own, gpu, world, tracer) for own, world in zip(configs, worlds, strict=True)]
+    if len(plans) > 1:
+        print(json.dumps(sweep_rows(plans), indent=1) if args.json else sweep_text(plans))
+    else:
+        advice = advise(plans[0], tracer)
+        print(json.dumps(to_json(plans[0], advice), indent=1) if args.json else to_text(plans[0], advice))
+    if args.picture:
+        draw(plans, Path(args.picture))
+    return 0 if all(plan.fits for plan in plans) else 1
+
+
+def make_tracer(on_gpu: bool) -> Tracer:
+    """What runs a recipe's task on a micro-batch without data, once for each question."""
+    from sam_ds.engine import activation_checkpointing
+    from sam_ds.planning.trace import trace
+    from sam_ds.training import tasks
+
+    @functools.cache
+    def run_without_data(recipe: Any, micro_batch: int, precision: str) -> Any:
+        kit = tasks.kit(recipe.task)
+        without_weights = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init=""))
+        return trace(
+            lambda: kit.build(without_weights),
+            lambda task: activation_checkpointing.apply(task.checkpointed(), recipe.model),
+            kit.full_batch(recipe, micro_batch),
+            recipe,
+            precision,
+            on_gpu,
+        )
+
+    return run_without_data
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1 or max(counts) > 100_000:
+        raise UserError(f"--nodes {text}: give numbers from 1, separated by commas: 1,2,4,8")
+    return counts
+
+
+def _own_world(config: Any) -> int:
+    """The ranks that a config's batch is made for."""
+    share = config.micro_batch * config.accumulation
+    batch = int(config.raw.get("train_batch_size", share))
+    if batch % share:
+        config.check_world(max(1, batch // share))  # says what would fit
+    return batch // share
+
+
+def _spread(config: Any, world: int) -> Any:
+    """The config with the same batch on so many ranks, by another accumulation."""
+    batch = int(config.raw.get("train_batch_size", config.micro_batch * config.accumulation))
+    if batch % (config.micro_batch * world):
+        raise UserError(
+            f"{config.source}: a batch of {batch} in micro-batches of {config.micro_batch} does not divide among "
+            f"{world} GPUs; leave that number of nodes out"
+        )
+    accumulation = batch // (config.micro_batch * world)
+    raw = {**config.raw, "gradient_accumulation_steps": accumulation}
+    return dataclasses.replace(config, accumulation=accumulation, raw=raw)

@@ -1,0 +1,168 @@
+"""A plan as text, as JSON and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sam_ds.planning.advice import Advice
+from sam_ds.planning.machines import GIB
+from sam_ds.planning.plan import Plan
+
+# What the written plans that the recipes follow say of their length, and what the paper reports.
+CLAIMS = {
+    "sam_vit_h": ("68 hours on 256 A100; another document has 50,000 GPU hours", 68.0 * 256),
+    "meta_sam_large": ("six weeks on 128 A100", 6 * 7 * 24.0 * 128),
+}
+
+
+def to_text(plan: Plan, advice: Sequence[Advice]) -> str:
+    """A screen for a terminal."""
+    recipe, config = plan.recipe, plan.config
+    lines = [
+        f"{recipe.name} with {config.source} on {plan.world} {plan.gpu.name} ({plan.nodes:g} nodes): predicted",
+        f"  {plan.parameters / 1e6:,.0f} M parameters, {config.precision}, ZeRO-{config.zero_stage}, activation "
+        f"checkpointing {recipe.model.checkpointing}, up to {recipe.data.max_masks} masks a picture",
+        f"  {plan.batch:,} pictures a step: {config.micro_batch} × {config.accumulation} × {plan.world}",
+        "",
+        f"Memory of a GPU, of {plan.gpu.memory / GIB:.1f} GiB",
+        *_table(_memory(plan), GIB, "GiB", plan.gpu.memory),
+        *([f"  and {plan.memory.host / GIB:.1f} GiB a rank in the host's memory"] if plan.memory.host else []),
+        "",
+        "Time of a step",
+        *_table(plan.step_parts, 1e-3, "ms", plan.step_seconds),
+        "",
+        *_length(plan),
+        "",
+        *_verdict(plan, advice),
+    ]
+    return "\n".join(lines)
+
+
+def to_json(plan: Plan, advice: Sequence[Advice]) -> dict[str, Any]:
+    """Bytes, seconds, dollars."""
+    return {
+        **_figures(plan),
+        "memory": {name: int(size) for name, size in _memory(plan).items()},
+        "gpu_memory": int(plan.gpu.memory),
+        "host_memory": plan.memory.host,
+        "step_seconds": {name: round(seconds, 6) for name, seconds in plan.step_parts.items()},
+        "parameters": plan.parameters,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "kept_bytes": plan.kept_bytes,
+        "advice": [{"change": x.text, **_figures(x.plan)} for x in advice],
+    }
+
+
+def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """A line for each number of nodes."""
+    return [_figures(plan) for plan in plans]
+
+
+def sweep_text(plans: Sequence[Plan]) -> str:
+    """The scaling curve as a table."""
+    first = plans[0]
+    rows = ["nodes  GPUs  batch  pictures/s  of linear  GiB a GPU     days    dollars"]
+    for plan in plans:
+        linear = plan.pictures_per_second / (first.pictures_per_second / first.world * plan.world)
+        rows.append(
+            f"{plan.nodes:5g} {plan.world:5d} {plan.batch:6d} {plan.pictures_per_second:11.1f} {linear:9.0%} "
+            f"{plan.needed / GIB:10.1f}{'' if plan.fits else '!'} {plan.hours / 24:8.1f} {plan.dollars:10,.0f}"
+        )
+    return "\n".join(rows)
+
+
+def draw(plans: Sequence[Plan], path: Path) -> None:
+    """Memory of a GPU by part, a bar a plan; and with more than one, how pictures a second grow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = 2 if len(plans) > 1 else 1
+    figure, axes = pyplot.subplots(1, count, figsize=(7 * count, 4.5), squeeze=False)
+    bars, names = axes[0][0], [f"{plan.world} × {plan.gpu.name}" for plan in plans]
+    bottom = [0.0] * len(plans)
+    for part in dict.fromkeys(part for plan in plans for part in _memory(plan)):
+        heights = [_memory(plan).get(part, 0) / GIB for plan in plans]
+        bars.bar(names, heights, 0.6, bottom, label=part)
+        bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
+    bars.axhline(plans[0].gpu.memory / GIB, color="black", linestyle="--", linewidth=1, label="there is")
+    bars.set_ylabel("GiB of a GPU, predicted")
+    bars.set_title(f"{plans[0].recipe.name}, ZeRO-{plans[0].config.zero_stage}")
+    handles, labels = bars.get_legend_handles_labels()
+    bars.legend(handles[::-1], labels[::-1], fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if count > 1:
+        curve, gpus = axes[0][1], [plan.world for plan in plans]
+        rates = [plan.pictures_per_second for plan in plans]
+        curve.plot(gpus, rates, marker="o", label="predicted")
+        curve.plot(gpus, [rates[0] / gpus[0] * n for n in gpus], linestyle="--", color="grey", label="linear")
+        curve.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="pictures a second", xticks=gpus)
+        curve.set_xticklabels([str(n) for n in gpus])
+        curve.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _memory(plan: Plan) -> dict[str, int]:
+    slack = {"driver, communication, fragments": plan.reserve} if plan.reserve else {}
+    return {**plan.memory.parts, **slack}
+
+
+def _figures(plan: Plan) -> dict[str, Any]:
+    return {
+        "recipe": plan.recipe.name,
+        "config": plan.config.source,
+        "gpu": plan.gpu.name,
+        "nodes": plan.nodes,
+        "gpus": plan.world,
+        "batch": plan.batch,
+        "fits": plan.fits,
+        "memory_gib": round(plan.needed / GIB, 2),
+        "step_ms": round(1e3 * plan.step_seconds, 1),
+        "pictures_per_second": round(plan.pictures_per_second, 1),
+        "mfu": round(plan.utilization, 3),
+        "days": round(plan.hours / 24, 2),
+        "gpu_hours": round(plan.gpu_hours),
+        "cost_dollars": round(plan.dollars),
+        "workers": plan.workers,
+    }
+
+
+def _table(parts: dict[str, int] | dict[str, float], unit: float, name: str, whole: float) -> list[str]:
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    total = sum(parts.values())
+    return [
+        *(f"  {part:32} {value / unit:9.2f} {name}  {value / whole:5.1%}" for part, value in ordered),
+        f"  {'together':32} {total / unit:9.2f} {name}  {total / whole:5.1%}",
+    ]
+
+
+def _length(plan: Plan) -> list[str]:
+    claim, hours = CLAIMS.get(plan.recipe.name, ("", 0.0))
+    lines = [
+        f"{plan.pictures_per_second:,.1f} pictures/s, {plan.pictures_per_second / plan.world:.2f} a GPU, "
+        f"MFU {plan.utilization:.1%}; {plan.workers} loader process(es) a rank keep up",
+        f"{plan.steps:,} steps in {plan.hours:,.1f} hours ({plan.hours / 24:.1f} days): {plan.gpu_hours:,.0f} GPU "
+        f"hours, about ${plan.dollars:,.0f} at ${plan.gpu.price:g} an hour",
+        f"a checkpoint is {plan.checkpoint_bytes / GIB:.1f} GiB; the run folder needs {plan.kept_bytes / GIB:.0f} GiB",
+        f"rates of {plan.gpu.name}: {plan.gpu.source}",
+    ]
+    if claim:
+        lines.append(f"the documents say {claim}: {hours:,.0f} GPU hours, {hours / plan.gpu_hours:.1f} times the plan")
+    return lines
+
+
+def _verdict(plan: Plan, advice: Sequence[Advice]) -> list[str]:
+    if plan.fits:
+        first = [f"It fits, with {(plan.gpu.memory - plan.needed) / GIB:.1f} GiB to spare."]
+        title = "Faster:"
+    else:
+        first = [f"IT DOES NOT FIT: {(plan.needed - plan.gpu.memory) / GIB:.1f} GiB too much."]
+        title = "It would with:" if advice else "No change that is known here would do."
+    lines = [
+        f"  {number}. {x.text}: {x.plan.needed / GIB:.1f} GiB, {x.plan.hours / 24:.1f} days, ${x.plan.dollars:,.0f}"
+        for number, x in enumerate(advice, start=1)
+    ]
+    return [*first, *([title] if advice or not plan.fits else []), *lines]
