@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 WIDTH = 9.0  # inches
 SMALL = {"fontsize": "small"}
+MOST_TICKS = 8  # values of x that are all named
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ def bars(
     axes.invert_yaxis()
     axes.set(title=title, xlabel=unit, xscale="log" if log else "linear")
     axes.margins(x=0.12, y=0.01)
+    plain_numbers(axes.xaxis, log)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     if len(series) > 1:
-        axes.legend(**SMALL)
+        figure.legend(loc="outside right upper", **SMALL)
     return figure
 
 
@@ -67,6 +71,11 @@ def _draw(panel: Panel, axes: Axes, colours: Mapping[str, str]) -> None:
         if panel.proportional:
             axes.plot(xs, [ys[0] * x / xs[0] for x in xs], "--", linewidth=1, color=colours[name], alpha=0.5)
     axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale="log", yscale="log" if panel.log_y else "linear")
+    plain_numbers(axes.xaxis, True)
+    plain_numbers(axes.yaxis, panel.log_y)
+    places = sorted({x for xs, _ in panel.series.values() for x in xs})
+    if len(places) <= MOST_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(places))
     axes.grid(alpha=0.3)
 
 
@@ -85,9 +94,20 @@ def agreement(
         axes.scatter(predicted, measured, s=22, label=name, zorder=3)
     axes.set(title=title, xlabel=f"predicted, {unit}", ylabel=f"measured, {unit}", xscale="log", yscale="log")
     axes.set(xlim=ends, ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_numbers(axis, True)
     axes.grid(alpha=0.3)
     axes.legend(**SMALL)
     return figure
+
+
+def plain_numbers(axis: Axis, log: bool) -> None:
+    """20 and 5,000 where matplotlib has powers of ten."""
+    if log:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=12))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if abs(x) >= 10 else f"{x:g}"))
 
 
 def text(x: float) -> str:

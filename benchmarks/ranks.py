@@ -23,7 +23,8 @@ _POLL = 0.1  # seconds between two looks at the ranks
 def run(script: str, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Run ``benchmarks/<script>`` on ``settings["world"]`` ranks of one thread each; what each wrote, by rank.
 
-    The script is given the file of the settings and the file to write its results to.
+    The script is given the file of the settings and the file to write its results to. Ranks compute on CPUs unless
+    ``settings["accelerator"]`` says "cuda".
 
     Raises:
         RuntimeError: a rank failed; the message ends with what it printed last.
@@ -31,7 +32,8 @@ def run(script: str, settings: dict[str, Any], folder: Path) -> list[dict[str, A
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps(settings))
     port, world = _free_port(), settings["world"]
-    ranks = [_start(script, folder, rank, world, port) for rank in range(world)]
+    accelerator = settings.get("accelerator", "cpu")
+    ranks = [_start(script, folder, rank, world, port, accelerator) for rank in range(world)]
     try:
         while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
             time.sleep(_POLL)
@@ -46,12 +48,12 @@ def run(script: str, settings: dict[str, Any], folder: Path) -> list[dict[str, A
     return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(world)]
 
 
-def _start(script: str, folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
+def _start(script: str, folder: Path, rank: int, world: int, port: int, accelerator: str) -> subprocess.Popen[bytes]:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": accelerator,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         **{name: str(value) for name, value in place.items()},
     }

@@ -62,7 +62,7 @@ SECTIONS = (
     Section(
         "Side by side",
         "Ours beside what a user would pick instead: the same data, sizes and work, in one run. "
-        "In brackets: how many times the peer's speed ours has.",
+        "In brackets: ours as a multiple of the peer's.",
         ("peer_training",),
         (charts.peers,),
     ),
@@ -139,7 +139,7 @@ def table(name: str, rows: list[Row], shown: bool) -> str:
     columns = [column for column in rows[0] if not (shown and column in ("machine", "versions"))]
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(map(cell, (row[column] for column in columns))) + "</tr>" for row in rows)
-    opened = " open" if shown else ""
+    opened = ' open class="shown"' if shown else ""
     return (
         f"<details{opened}><summary>{html.escape(name)}.csv, {len(rows)} rows</summary>"
         f"<table><tr>{head}</tr>{body}</table></details>"
@@ -172,6 +172,7 @@ table {{ border-collapse: collapse; font-size: 12px; margin: .5em 0 }}
 details {{ overflow-x: auto }}
 summary {{ cursor: pointer; color: #555 }}
 th, td {{ border: 1px solid #ccc; padding: 2px 6px; text-align: left; white-space: nowrap }}
+.shown td {{ white-space: normal }}
 th {{ background: #f4f4f4 }}
 .yes {{ background: #e3f4e3 }} .no {{ background: #f9d9d9 }}
 </style>
