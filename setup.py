@@ -60,6 +60,7 @@ setup(
         "safetensors>=0.4",
         "fsspec>=2024.2",  # where copies of checkpoints may lie; s3fs, gcsfs, … add their places
         "pydantic>=2",
+        "psutil>=5.9",
         "mlflow>=2.15,<3.18",
         "matplotlib>=3.8",
         "tqdm>=4.66",

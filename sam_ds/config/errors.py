@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TRY_AGAIN = 75  # exit code of a job that another start may help: EX_TEMPFAIL of sysexits.h
+
 
 class UserError(ValueError):
     """A user's mistake: the message is one line that says what, where, and how to mend it.
@@ -19,7 +21,7 @@ class RankError(UserError):
 
 
 class LostRanksError(RuntimeError):
-    """Other ranks have gone, and this one cannot go on: what went wrong, they have said."""
+    """Other ranks have gone, and this one cannot go on: what went wrong, they have said. The exit code: TRY_AGAIN."""
 
 
 def nearest(word: str, words: Iterable[str], limit: int = 3) -> str:

@@ -3,7 +3,8 @@
 Without it the others wait in a collective for as long as its timeout, and then say that they waited, not for whom.
 Every rank's watchdog, in threads of its own, tells the common store how far its rank is. Rank 0's looks at all of
 them; the others look whether rank 0's store still answers. What is found wrong is told to all, every rank writes where
-all of its threads are, and ends with ``EXIT_CODE``, so that the launcher ends the job and its scheduler restarts it.
+all of its threads are, and ends with ``TRY_AGAIN``, so that the launcher ends the job and its scheduler restarts it.
+One that is stopped is woken to do so too, by those on its machine.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from sam_ds.config.errors import TRY_AGAIN, LostRanksError
 from sam_ds.engine import distributed
+from sam_ds.engine.neighbours import Neighbours
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
 _SILENCE = 120.0  # seconds without a word of a process, at most; a stuck rank is given the whole timeout
 _INTERVAL = 1.0  # seconds between two words, at most
 _VERDICT = "sam_ds/watchdog/verdict"
@@ -133,14 +135,21 @@ class Watchdog:
         self._signs += 1
 
     def meet(self) -> None:
-        """Wait for all ranks, with no timeout of a group: as long as one that is awaited gets on. Collective."""
+        """Wait for all ranks, with no timeout of a group: as long as one that is awaited gets on. Collective.
+
+        Raises:
+            LostRanksError: rank 0 has ended.
+        """
         self._meetings += 1
         key, store, pause = f"sam_ds/watchdog/meeting/{self._meetings}", _get_default_store(), 0.001
         self._meets = True
-        store.add(key, 1)
-        while store.add(key, 0) < distributed.world_size():
-            time.sleep(pause)
-            pause = min(2 * pause, _INTERVAL)
+        try:
+            store.add(key, 1)
+            while store.add(key, 0) < distributed.world_size():
+                time.sleep(pause)
+                pause = min(2 * pause, _INTERVAL)
+        except RuntimeError as error:
+            raise LostRanksError(f"rank 0 has gone ({str(error).splitlines()[0]})") from error
         self._meets = False
 
     def start(self, timeout: float, stacks: Path) -> None:
@@ -164,10 +173,11 @@ class Watchdog:
             timeout=timedelta(seconds=silence),
         )
         self._tell(store, 0)
-        distributed.gather(None)  # from here on every rank's word is there
+        neighbours = Neighbours()  # collective: from here on every rank's word is there
         judge = Judge(silence, timeout) if distributed.is_main() else None
         threading.Thread(target=self._talk, args=(store, judge, interval, self._ended), daemon=True).start()
-        threading.Thread(target=self._wait, args=(silence, interval, stacks, self._ended), daemon=True).start()
+        wait = (silence, interval, stacks, neighbours, self._ended)
+        threading.Thread(target=self._wait, args=wait, daemon=True).start()
 
     def stop(self) -> None:
         """Watch no longer; from here on the ranks end on their own."""
@@ -187,6 +197,8 @@ class Watchdog:
                 self._tell(store, count)
                 if store.check([_VERDICT]):
                     self._verdict = self._verdict or store.get(_VERDICT).decode()
+                elif self._verdict:  # of rank 0, which was silent: it is woken, and its store answers again
+                    store.set(_VERDICT, self._verdict)
                 found = _judge(store, judge) if judge else ""
                 if found:
                     store.set(_VERDICT, found)
@@ -199,7 +211,9 @@ class Watchdog:
         beat = Beat(count, self._marks, place, waits, host, pid, self._signs, self._meets)
         store.set(_key(distributed.rank()), json.dumps(vars(beat)))
 
-    def _wait(self, silence: float, interval: float, stacks: Path, ended: threading.Event) -> None:
+    def _wait(
+        self, silence: float, interval: float, stacks: Path, neighbours: Neighbours, ended: threading.Event
+    ) -> None:
         last = time.monotonic()
         while not ended.wait(interval):
             now = time.monotonic()
@@ -210,10 +224,11 @@ class Watchdog:
             if not self._verdict and quiet > silence:
                 self._verdict = f"rank 0 has not been heard of for {quiet:.0f} s, nor the store that it keeps"
             if self._verdict:
+                neighbours.wake()
                 # Its storage may be what hangs. With the first rank that ends, others end in errors of their network.
                 threading.Thread(target=_write_stacks, args=(self._verdict, stacks), daemon=True).start()
                 time.sleep(3 * interval)
-                os._exit(EXIT_CODE)
+                os._exit(TRY_AGAIN)
 
 
 def _judge(store: dist.TCPStore, judge: Judge) -> str:
