@@ -32,8 +32,9 @@ FAST = ["simplejpeg>=1.7"]
 KERNELS = ["triton>=3.6,<3.10"]
 TEST = [
     "pytest>=8",
-    # Peers that tests compare with; segment-anything is Meta's released code.
+    # Peers that tests and benchmarks compare with; segment-anything is Meta's released code.
     "segment-anything==1.0",
+    "transformers>=5.0",
     "scipy>=1.11",
     "hypothesis>=6.100",
 ]

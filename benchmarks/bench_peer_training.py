@@ -1,4 +1,4 @@
-"""Training SAM on two ranks of a CPU: ours beside the PyPI package segment-anything in a careful plain PyTorch loop.
+"""Training SAM on two ranks of a CPU: ours beside what a user would pick instead.
 
 Both train a SAM of the same sizes on the same pictures, with as many objects a picture, rounds a step and pictures a
 global batch, on two processes of one thread each. What is counted is (object, round) pairs a second: an object goes
@@ -8,8 +8,9 @@ start of the process on (DeepSpeed's import is part of ours), summed over the pr
   ours    the engine (DeepSpeed, ZeRO-2, gloo), the training loader and the task of a real training: the loader reads
           and decodes the JPEG and the JSON of every step (in the training process, unless --workers), the task draws
           the masks, all objects of all pictures go through the decoder together
-  peer    the package's modules; gradients reduced as one flat buffer over gloo. Pictures and masks lie ready in
-          memory, decoded and resized before the clock starts; peer_loop.py lists what else it does to be fast
+  peer    the modules of the PyPI package segment-anything in a careful plain PyTorch loop; gradients reduced as one
+          flat buffer over gloo. Pictures and masks lie ready in memory, decoded and resized before the clock starts;
+          peer_loop.py lists what else it does to be fast
 
 Both: the first prompt is a point or a box (the peer's: one kind a picture), later ones a pixel drawn from the error and
 the last mask's logits; three masks in the first round and the best of them trained, one mask later; focal, dice and
@@ -21,6 +22,11 @@ the crops.
   bf16        ours in DeepSpeed's bf16, the peer under autocast (encoder and decoder, or the encoder alone: the
               faster), the loss on the logits' grid
   best        the fastest of all that was measured of each, but with the loss on the logits' grid
+  ddp         the package's modules in torch's DDP, loss on the logits' grid
+  hf          SAM of Hugging Face's transformers in the loop that Accelerate's guides show (DDP, autocast)
+  hf bf16     the same in bfloat16
+  eager       ours with fused ops beside ours with the ops as public code writes them: attention with its whole score
+              matrix, losses by autograd, masks drawn pixel by pixel
   crops       ours as the tiny recipe trains in most of its steps, augmented crops of 128 pixels in batches of 8, beside
               the peer's fastest: the package's encoder takes inputs of one size. Less work a pair, so not alike
 
@@ -29,7 +35,7 @@ the crops.
 Every measurement is made in fresh processes, and the cases take turns, so a busy machine is busy for all of them.
 --cpu-time takes the ratios from the CPU time of the processes instead of the clock; both rates are always saved.
 
-  python benchmarks/bench_peer_training.py [--repeats 3] [--steps 4] [--image-size 512] [--no-save]
+  python benchmarks/bench_peer_training.py [--repeats 2] [--steps 3] [--image-size 512] [--variants …] [--no-save]
 """
 
 from __future__ import annotations
@@ -63,11 +69,15 @@ class Case:
     precision: str
     resolution: str  # of the loss
     script: str = "peer_loop.py"
+    peer: str = "segment-anything"  # one of peer_models.PEERS
+    loop: str = "flat"  # one of peer_loop.LOOPS
     plain: bool = False  # the peer differentiates through the losses of all masks
+    ops: str = ""  # ours: which implementations, as SAM_DS_OPS has them; empty: the fastest
     crop: int = 0  # ours trains on crops of this side instead of whole inputs
 
 
 OURS = "engine_loop.py"
+EAGER = "rel_pos_attention=reference,mask_loss=reference,rasterize=reference"
 CASES = {
     "ours input": Case("fp32", "input", OURS),
     "peer input": Case("fp32", "input"),
@@ -78,6 +88,10 @@ CASES = {
     "ours bf16": Case("bf16", "logits", OURS),
     "peer bf16": Case("bf16", "logits"),
     "peer bf16 encoder": Case("bf16 encoder", "logits"),
+    "peer logits ddp": Case("fp32", "logits", loop="ddp"),
+    "hf logits": Case("fp32", "logits", peer="transformers", loop="ddp"),
+    "hf bf16": Case("bf16", "logits", peer="transformers", loop="ddp"),
+    "ours logits eager": Case("fp32", "logits", OURS, ops=EAGER),
     "ours crops": Case("bf16", "logits", OURS, crop=128),
 }
 # Variant: the cases of ours and of the peer; the fastest of each is taken.
@@ -88,6 +102,10 @@ VARIANTS = {
     "logits, plain": (["ours logits"], ["peer logits plain"]),
     "bf16": (["ours bf16"], ["peer bf16", "peer bf16 encoder"]),
     "best": (["ours logits", "ours bf16"], ["peer logits", "peer bf16", "peer bf16 encoder"]),
+    "ddp": (["ours logits"], ["peer logits ddp"]),
+    "hf": (["ours logits"], ["hf logits"]),
+    "hf bf16": (["ours bf16"], ["hf bf16"]),
+    "eager": (["ours logits"], ["ours logits eager"]),
     "crops": (["ours crops"], ["peer logits", "peer bf16", "peer bf16 encoder"]),
 }
 
@@ -96,9 +114,11 @@ def main() -> None:
     args = parse()
     with tempfile.TemporaryDirectory() as folder:
         pictures, source = choose_pictures(args, Path(folder) / "data")
-        runs: dict[str, list[Figures]] = {name: [] for name in CASES}
+        wanted = {name for variant in args.variants for side in VARIANTS[variant] for name in side}
+        cases = {name: case for name, case in CASES.items() if name in wanted}
+        runs: dict[str, list[Figures]] = {name: [] for name in cases}
         for turn in range(args.repeats):
-            for name, case in CASES.items():
+            for name, case in cases.items():
                 settings = make_settings(args, case, pictures, Path(folder) / "data")
                 results = ranks.run(case.script, settings, Path(folder) / f"{turn} {name}")
                 runs[name].append(figures(results, args.rounds))
@@ -106,7 +126,8 @@ def main() -> None:
                 assert case.crop or objects == {WORLD * args.pictures * args.masks}, f"{objects} objects a step"
                 show(name, turn, runs[name][-1])
     assert len({run.parameters for case in runs.values() for run in case}) == 1, "the models are of different sizes"
-    rows = [{"data": source, **compare(variant, sides, runs, args)} for variant, sides in VARIANTS.items()]
+    of_variants = {variant: VARIANTS[variant] for variant in args.variants}
+    rows = [{"data": source, **compare(variant, sides, runs, args)} for variant, sides in of_variants.items()]
     report(rows, args)
     if not args.no_save:
         append_rows(RESULTS / "peer_training.csv", rows)
@@ -114,8 +135,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of every case; the medians are reported")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of a run; the median counts")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of every case; the medians are reported")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a run; the median counts")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument("--image-size", type=int, default=512, help="side of the input")
     parser.add_argument("--masks", type=int, default=16, help="objects a picture")
@@ -123,6 +144,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="of prompts a step")
     parser.add_argument("--pool", type=int, default=16, help="different pictures")
     parser.add_argument("--workers", type=int, default=0, help="loader processes a rank of ours; 0: none")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="all by default")
     parser.add_argument("--cpu-time", action="store_true", help="ratios of CPU time instead of the clock's")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/peer_training.csv")
     return parser.parse_args()
@@ -199,7 +221,10 @@ def make_settings(
         "recipe": recipe_file.to_dict(make_recipe(args, case)),
         "deepspeed": config,
         "precision": case.precision,  # the peer's; ours has it in the DeepSpeed config
+        "peer": case.peer,
+        "loop": case.loop,
         "plain": case.plain,
+        "ops": case.ops,
         "micro_batch": args.pictures,
         "warmup": args.warmup,
         "steps": args.steps,

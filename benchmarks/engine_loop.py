@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from sam_ds.data.loader import TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.modeling.presets import PRESETS, SamConfig
+from sam_ds.ops.choice import VARIABLE
 from sam_ds.tasks.segment_images import SegmentImages
 
 
 def main(settings_path: str, result_path: str) -> None:
     settings = json.loads(Path(settings_path).read_text())
+    os.environ[VARIABLE] = settings["ops"]
     torch.set_num_threads(1)
     distributed.init()
     recipe, config = recipe_file.from_dict(settings["recipe"]), deepspeed.parse(settings["deepspeed"])

@@ -1,18 +1,21 @@
-"""One rank of the peer, for bench_peer_training.py: the PyPI package segment-anything in a careful plain PyTorch loop.
+"""One rank of a peer, for bench_peer_training.py: other people's SAM (peer_models.py) in a plain PyTorch loop.
 
-Nothing of ours is imported. What the loop does to be fast:
+Nothing of ours is imported. What all loops do to be fast:
 
   data        pictures and masks decoded and resized once, before the clock starts, and kept as tensors at the sizes
               that the encoder and the loss want
-  gradients   of all parameters in one flat buffer: one all-reduce a step, one norm, one multiplication to clip; a
-              parameter that a rank did not use has a gradient of zero, so nothing has to be looked for
   encoder     once a step for all pictures of the rank
-  decoder     once a round and picture, with all objects of the picture, as the package's call wants it
+  decoder     once a round and picture, with all objects of the picture
   clicks      drawn for all objects of a picture at once: the k-th wrong pixel, found by a running count
   loss        on the part that shows picture; of three masks the best is chosen without a graph, and only it is
               differentiated. The plain form, settings["plain"], takes the losses of all three with a graph and picks
               the lowest, as public loops do
-  bfloat16    by autocast with fp32 weights, one cast of each weight a step; coordinates and losses stay fp32
+  bfloat16    by autocast with fp32 weights, one cast of each weight a step; losses stay fp32
+
+And the careful one, settings["loop"] "flat":
+
+  gradients   of all parameters in one flat buffer: one all-reduce a step, one norm, one multiplication to clip; a
+              parameter that a rank did not use has a gradient of zero, so nothing has to be looked for
 
   python benchmarks/peer_loop.py SETTINGS.json RESULT.json        (started by ``ranks.run``)
 """
@@ -29,9 +32,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from peer_parts import Picture, build, load_pictures, loss_stride, normalize
+from peer_models import PEERS, Encoded, autocast
+from peer_parts import Picture, load_pictures, loss_stride, normalize
 from ranks import Meter
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+BF16 = {"fp32": (), "bf16": ("encoder", "decoder"), "bf16 encoder": ("encoder",)}  # parts, by precision
 
 
 def main(settings_path: str, result_path: str) -> None:
@@ -39,70 +46,47 @@ def main(settings_path: str, result_path: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.manual_seed(0)  # every rank draws the same weights
-    sam = build(settings["model"])
+    peer = PEERS[settings["peer"]](settings["model"], BF16[settings["precision"]]).train()
     pictures = load_pictures(settings, dist.get_rank(), dist.get_world_size())
-    trainer = Trainer(sam, settings, torch.Generator().manual_seed(dist.get_rank()))
+    rollout = Rollout(peer, settings, torch.Generator().manual_seed(dist.get_rank()))
+    loop = LOOPS[settings["loop"]](rollout, settings)
     dist.barrier()
     meter = Meter(settings["warmup"])
     micro = settings["micro_batch"]
     for step in range(settings["warmup"] + settings["steps"]):
         batch = [pictures[i % len(pictures)] for i in range(step * micro, (step + 1) * micro)]
-        loss = trainer.step(batch)
+        loss = loop.step(batch)
         assert math.isfinite(loss), f"the loss of step {step} is {loss}"
         meter.lap(sum(len(picture.truth) for picture in batch), loss)
     held = sum(p.pixels.nbytes + p.truth.nbytes + p.boxes.nbytes for p in pictures) / 1e6
-    meter.write(result_path, parameters=sum(p.numel() for p in sam.parameters()), held_mb=held)
+    meter.write(result_path, parameters=sum(p.numel() for p in peer.parameters() if p.requires_grad), held_mb=held)
     dist.destroy_process_group()
 
 
-class Trainer:
-    """Whole optimizer steps on lists of pictures."""
+class Rollout(nn.Module):
+    """The loss of a list of pictures, all rounds of it in one forward."""
 
-    def __init__(self, sam: nn.Module, settings: dict[str, Any], generator: torch.Generator) -> None:
+    def __init__(self, peer: nn.Module, settings: dict[str, Any], generator: torch.Generator) -> None:
+        super().__init__()
         recipe = settings["recipe"]
-        self.sam, self.generator = sam, generator
+        self.peer, self.generator = peer, generator
         self.size, self.grid, self.plain = settings["model"]["image_size"], settings["grid"], settings["plain"]
         self.loss, self.prompts = recipe["loss"], recipe["prompts"]
         self.rounds = 1 + self.prompts["correction_rounds"]
-        self.clip = settings["deepspeed"]["gradient_clipping"]
-        self.in_bf16 = {"fp32": (), "bf16": ("encoder", "decoder"), "bf16 encoder": ("encoder",)}[settings["precision"]]
-        self.gradients = flat_gradients(sam)  # [parameters]
-        optim = recipe["optim"]
-        self.optimizer = torch.optim.AdamW(
-            sam.parameters(), optim["lr"], optim["betas"], optim["eps"], optim["weight_decay"], fused=True
-        )
 
-    def step(self, batch: list[Picture]) -> float:
-        """Returns this rank's loss."""
-        self.gradients.zero_()
-        with self._autocast(bool(self.in_bf16)):  # the outermost: a weight is cast once for all that lies within
-            loss = self._loss(batch)
-        loss.backward()
-        dist.all_reduce(self.gradients)
-        self.gradients /= dist.get_world_size()
-        self.gradients *= (self.clip / (self.gradients.norm() + 1e-6)).clamp(max=1)
-        self.optimizer.step()
-        return float(loss.detach())
-
-    def _autocast(self, enabled: bool) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled)
-
-    def _loss(self, batch: list[Picture]) -> Tensor:
+    def forward(self, batch: list[Picture]) -> Tensor:
         """The mean over objects, summed or meant over rounds as the recipe says."""
-        with self._autocast("encoder" in self.in_bf16):
-            embeddings = self.sam.image_encoder(normalize(batch))  # [B, D, g, g]
-        with self._autocast(False):
-            positions = self.sam.prompt_encoder.get_dense_pe()  # [1, D, g, g]
-        totals = [self._rollout(embeddings[i : i + 1], positions, picture) for i, picture in enumerate(batch)]
+        encoded = self.peer.encode(normalize(batch))
+        totals = [self._rollout(one, picture) for one, picture in zip(encoded, batch, strict=True)]
         total = torch.stack(totals).sum() / sum(len(picture.truth) for picture in batch)
         return total / self.rounds if self.loss["mean_over_rounds"] else total
 
-    def _rollout(self, embedding: Tensor, positions: Tensor, picture: Picture) -> Tensor:
+    def _rollout(self, encoded: Encoded, picture: Picture) -> Tensor:
         """The losses of all rounds of a picture's objects, summed."""
         box, points, labels = self._first_prompt(picture)
         logits, losses = None, []
         for index in range(self.rounds):
-            masks, iou = self._decode(embedding, positions, box, points, labels, logits, multimask=index == 0)
+            masks, iou = self.peer.decode(encoded, box, points, labels, logits, multimask=index == 0)
             expected = (len(picture.truth), 3 if index == 0 else 1, self.grid * 4, self.grid * 4)
             assert masks.shape == expected, f"masks of shape {tuple(masks.shape)}, not {expected}"
             fine = partial(self._on_loss_grid, valid=picture.truth.shape[1:])
@@ -115,25 +99,6 @@ class Trainer:
                 points = click if points is None else torch.cat([points, click], 1)
                 labels = label if labels is None else torch.cat([labels, label], 1)
         return torch.stack(losses).sum()
-
-    def _decode(
-        self,
-        embedding: Tensor,
-        positions: Tensor,
-        box: Tensor | None,
-        points: Tensor | None,
-        labels: Tensor | None,
-        logits: Tensor | None,
-        multimask: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Masks [O, C, 4g, 4g] and predicted IoU [O, C]."""
-        clicks = None if points is None else (points, labels)
-        with self._autocast(False):
-            sparse, dense = self.sam.prompt_encoder(clicks, box, None)
-        with self._autocast("decoder" in self.in_bf16):
-            if logits is not None:
-                _, dense = self.sam.prompt_encoder(None, None, logits)
-            return self.sam.mask_decoder(embedding, positions, sparse, dense, multimask)
 
     def _first_prompt(self, picture: Picture) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """A noisy box, or points [O, 1, 2] and labels [O, 1]: one kind a picture, because a call takes one."""
@@ -208,6 +173,60 @@ def mask_cost(logits: Tensor, truth: Tensor, config: dict[str, Any]) -> Tensor:
         focal = focal * torch.where(truth, config["focal_alpha"], 1 - config["focal_alpha"])
     dice = 1 - (2 * (p * t).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + t.sum((-2, -1)) + 1)
     return config["focal"] * focal.mean((-2, -1)) + config["dice"] * dice
+
+
+class FlatLoop:
+    """Gradients reduced by hand, in one buffer; the outermost autocast casts a weight once for a whole step."""
+
+    def __init__(self, rollout: Rollout, settings: dict[str, Any]) -> None:
+        self.rollout, self.bf16 = rollout, bool(BF16[settings["precision"]])
+        self.clip = settings["deepspeed"]["gradient_clipping"]
+        self.gradients = flat_gradients(rollout)  # [parameters]
+        self.optimizer = adamw(rollout, settings)
+
+    def step(self, batch: list[Picture]) -> float:
+        """Returns this rank's loss."""
+        self.gradients.zero_()
+        with autocast(self.bf16):
+            loss = self.rollout(batch)
+        loss.backward()
+        dist.all_reduce(self.gradients)
+        self.gradients /= dist.get_world_size()
+        self.gradients *= (self.clip / (self.gradients.norm() + 1e-6)).clamp(max=1)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+class DdpLoop:
+    """The loop that Accelerate's guides show, by torch's means: DDP, autocast, clipping, step, gradients set to none.
+
+    Which prompts there are changes from step to step, and with it which parameters have gradients.
+    """
+
+    def __init__(self, rollout: Rollout, settings: dict[str, Any]) -> None:
+        self.bf16, self.clip = bool(BF16[settings["precision"]]), settings["deepspeed"]["gradient_clipping"]
+        self.rollout = DistributedDataParallel(rollout, find_unused_parameters=True)
+        self.optimizer = adamw(rollout, settings)
+
+    def step(self, batch: list[Picture]) -> float:
+        """Returns this rank's loss."""
+        with autocast(self.bf16):
+            loss = self.rollout(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.rollout.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+LOOPS = {"flat": FlatLoop, "ddp": DdpLoop}
+
+
+def adamw(module: nn.Module, settings: dict[str, Any]) -> torch.optim.AdamW:
+    optim = settings["recipe"]["optim"]
+    return torch.optim.AdamW(
+        module.parameters(), optim["lr"], optim["betas"], optim["eps"], optim["weight_decay"], fused=True
+    )
 
 
 def flat_gradients(module: nn.Module) -> Tensor:

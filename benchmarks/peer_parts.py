@@ -1,34 +1,20 @@
-"""What the peer of bench_peer_training.py trains, and on what: the package's modules, and pictures kept in memory."""
+"""What the peers of bench_peer_training.py train on: pictures kept in memory."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch import Tensor, nn
+from torch import Tensor
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, on the scale 0 to 255
-
-# What the package takes from torchvision, for its predictor only; it does not declare that it needs it.
-_TORCHVISION: dict[str, tuple[str, ...]] = {
-    "torchvision": (),
-    "torchvision.ops": (),
-    "torchvision.ops.boxes": ("batched_nms", "box_area"),
-    "torchvision.transforms": (),
-    "torchvision.transforms.functional": ("resize", "to_pil_image"),
-}
 
 
 @dataclass(frozen=True)
@@ -91,57 +77,3 @@ def normalize(batch: Sequence[Picture]) -> Tensor:
         image[:, picture.valid[0] :] = 0
         image[:, :, picture.valid[1] :] = 0
     return images
-
-
-def build(config: dict[str, Any]) -> nn.Module:
-    """The package's Sam of the sizes of our SamConfig."""
-    modeling, grid = _modeling(), config["image_size"] // config["patch_size"]
-    sam = modeling.Sam(
-        image_encoder=modeling.ImageEncoderViT(
-            depth=config["depth"],
-            embed_dim=config["embed_dim"],
-            img_size=config["image_size"],
-            mlp_ratio=config["mlp_ratio"],
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            num_heads=config["num_heads"],
-            patch_size=config["patch_size"],
-            qkv_bias=True,
-            use_rel_pos=True,
-            global_attn_indexes=config["global_blocks"],
-            window_size=config["window_size"],
-            out_chans=config["prompt_dim"],
-        ),
-        prompt_encoder=modeling.PromptEncoder(
-            embed_dim=config["prompt_dim"],
-            image_embedding_size=(grid, grid),
-            input_image_size=(config["image_size"],) * 2,
-            mask_in_chans=config["mask_in_channels"],
-        ),
-        mask_decoder=modeling.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=modeling.TwoWayTransformer(
-                depth=config["decoder_depth"],
-                embedding_dim=config["prompt_dim"],
-                mlp_dim=config["decoder_mlp_dim"],
-                num_heads=config["decoder_heads"],
-            ),
-            transformer_dim=config["prompt_dim"],
-            iou_head_depth=3,
-            iou_head_hidden_dim=config["iou_hidden"],
-        ),
-    )
-    sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix *= config["position_scale"]
-    return sam
-
-
-def _modeling() -> ModuleType:
-    """segment_anything.modeling, with names in torchvision's place where that is not installed."""
-    missing = importlib.util.find_spec("torchvision") is None
-    for name, functions in _TORCHVISION.items() if missing else ():
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name]).update(dict.fromkeys(functions))
-    try:
-        return importlib.import_module("segment_anything.modeling")
-    finally:  # other packages ask whether torchvision is there
-        for name in _TORCHVISION if missing else ():
-            del sys.modules[name]
