@@ -8,7 +8,7 @@
 #   make lint
 #   make bench
 #   make scorecard [ARGS="--only soak"]
-#   make report
+#   make report [ARGS="--compare OLD NEW"]
 #   make clean
 #
 # PYTHON=python3.11 takes another Python, PIP_ARGS="…" goes to pip (an index with CPU builds of torch, say).
@@ -94,6 +94,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Data, steps, memory, checkpoints, communication, kernels, peers: under half an hour on two cores.
 bench: $(VENV)/.installed-dev
 	for file in benchmarks/bench_*.py; do $(WITH_PATH) python $$file; done
 
@@ -102,9 +103,9 @@ scorecard: $(VENV)/.installed-dev
 	@$(UNLOCK)
 	$(WITH_PATH) python benchmarks/scorecard.py $(ARGS)
 
-# Charts and a page of what stands in benchmarks/results.
+# Charts and a page of what stands in benchmarks/results; or what became worse from one set of results to another.
 report: $(VENV)/.installed
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache build benchmarks/report *.egg-info .pytest_cache .mypy_cache .ruff_cache
