@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.nodes:
         worlds = [count * gpu.per_node for count in _counts(args.nodes)]
     else:
-        worlds = [_own_world(config)]
-    configs = [config] if args.hostfile or not args.nodes else [_spread(config, world) for world in worlds]
+        worlds = [own_world(config)]
+    configs = [config] if args.hostfile or not args.nodes else [spread(config, world) for world in worlds]
     if args.picture and Path(args.picture).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--picture {args.picture}: name a .png, .pdf or .svg")
 
@@ -119,7 +119,7 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _own_world(config: Any) -> int:
+def own_world(config: Any) -> int:
     """The ranks that a config's batch is made for."""
     share = config.micro_batch * config.accumulation
     batch = int(config.raw.get("train_batch_size", share))
@@ -128,7 +128,7 @@ def _own_world(config: Any) -> int:
     return batch // share
 
 
-def _spread(config: Any, world: int) -> Any:
+def spread(config: Any, world: int) -> Any:
     """The config with the same batch on so many ranks, by another accumulation."""
     batch = int(config.raw.get("train_batch_size", config.micro_batch * config.accumulation))
     if batch % (config.micro_batch * world):

@@ -40,14 +40,14 @@ def advise(plan: Plan, tracer: Tracer, limit: int = 3) -> list[Advice]:
     for the number of masks, and that is only tried where nothing fits.
     """
     start = Setting(plan.recipe, plan.config, plan.gpu, plan.world)
-    changes = list(_changes(start))
+    changes = list(_changes(start, fewer_masks=not plan.fits))
     found = [Advice(text, _plan(setting, tracer)) for text, setting in changes]
     good = [x for x in found if x.plan.fits and (not plan.fits or x.plan.hours < 0.99 * plan.hours)]
     if not plan.fits and len(good) < limit:
         pairs = [
             Advice(f"{first}, and {second}", _plan(setting, tracer))
             for first, changed in changes
-            for second, setting in _changes(changed)
+            for second, setting in _changes(changed, fewer_masks=True)
             if first.partition(" ")[0] < second.partition(" ")[0]
         ]
         good += [x for x in pairs if x.plan.fits]
@@ -58,15 +58,15 @@ def _plan(setting: Setting, tracer: Tracer) -> Plan:
     return make_plan(setting.recipe, setting.config, setting.gpu, setting.world, tracer)
 
 
-def _changes(start: Setting) -> Iterator[tuple[str, Setting]]:
-    yield from _of_recipe(start)
+def _changes(start: Setting, fewer_masks: bool) -> Iterator[tuple[str, Setting]]:
+    yield from _of_recipe(start, fewer_masks)
     yield from _of_config(start)
     larger = [gpu for gpu in GPUS.values() if gpu.memory > start.gpu.memory and start.gpu.name in GPUS]
     for gpu in larger:
         yield f"{gpu.name} in place of {start.gpu.name}", dataclasses.replace(start, gpu=gpu)
 
 
-def _of_recipe(start: Setting) -> Iterator[tuple[str, Setting]]:
+def _of_recipe(start: Setting, fewer_masks: bool) -> Iterator[tuple[str, Setting]]:
     def change(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None) -> Setting:
         recipe = dataclasses.replace(
             start.recipe,
@@ -80,7 +80,7 @@ def _of_recipe(start: Setting) -> Iterator[tuple[str, Setting]]:
     elif start.recipe.model.checkpointing == "torch":
         yield "--set model.checkpointing=none", change({"checkpointing": "none"})
     masks = start.recipe.data.max_masks
-    if masks >= 16 and not start.recipe.curriculum.max_masks:
+    if fewer_masks and masks >= 16 and not start.recipe.curriculum.max_masks:
         yield f"--set data.max_masks={masks // 2} (fewer objects a step)", change(data={"max_masks": masks // 2})
 
 

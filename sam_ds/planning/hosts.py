@@ -147,7 +147,9 @@ def _judge(cluster: Cluster, needs: Needs, reports: Mapping[Host, dict[str, Any]
             )
     for folder in needs.data:
         found = {host.name: report["data"][folder] for host, report in reports.items()}
-        signatures = {name: values["signature"] for name, values in found.items() if values.get("signature")}
+        # Of those that hold nothing, that has been said.
+        signatures = {name: known["signature"] for name, known in found.items() if known.get("files")}
+        signatures = {name: signature for name, signature in signatures.items() if signature}
         for odd, _, other, _, many in _odd(signatures):
             findings.faults.append(
                 f"{odd}: {folder} holds {found[odd]['files']} files, which are not the {found[other]['files']} of "

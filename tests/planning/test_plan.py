@@ -1,0 +1,131 @@
+"""sam-ds plan: what it says, what it advises, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from sam_ds import recipes
+from sam_ds.cli.main import main
+from sam_ds.config import curriculum, deepspeed
+from sam_ds.config.errors import UserError
+from sam_ds.config.schema import CurriculumConfig, Recipe
+from sam_ds.planning import machines
+from sam_ds.planning.advice import advise
+from sam_ds.planning.machines import Gpu
+from sam_ds.planning.plan import Plan, Tracer, make_plan
+from sam_ds.planning.report import CLAIMS, to_json, to_text
+from sam_ds.planning.step_time import communication
+
+A100 = machines.GPUS["A100-80"]
+
+
+def plan_of(config: str, tracer: Tracer, gpu: Gpu = A100, world: int = 2) -> Plan:
+    return make_plan(recipes.get("tiny"), deepspeed.load(config), gpu, world, tracer)
+
+
+def test_it_adds_up(gpu_tracer: Tracer) -> None:
+    plan = plan_of("zero2_local.json", gpu_tracer)
+    assert plan.batch == 8 and plan.steps == 500
+    assert plan.hours * 3600 == pytest.approx(500 * 8 / plan.pictures_per_second)
+    assert plan.dollars == pytest.approx(plan.hours * 2 * A100.price)
+    assert plan.needed == plan.memory.total + plan.reserve
+    assert plan.checkpoint_bytes == 12 * plan.parameters
+    assert 0 < plan.utilization < 1 and plan.fits and plan.workers >= 1
+    # The stage with the largest crops needs the most, and it is the shortest: the step's time is a mean.
+    no_wait = dataclasses.replace(A100, call=0.0)
+    plan = plan_of("zero2_local.json", gpu_tracer, no_wait)
+    stages = [make_plan(stage, plan.config, no_wait, 2, gpu_tracer) for stage in _alone(plan.recipe)]
+    assert plan.memory.total == max(stage.memory.total for stage in stages) == stages[-1].memory.total
+    assert stages[0].step_seconds < plan.step_seconds < stages[-1].step_seconds
+
+
+def _alone(recipe: Recipe) -> list[Recipe]:
+    """The stages of its curriculum, each for the whole training."""
+    return [dataclasses.replace(stage, curriculum=CurriculumConfig()) for _, stage in curriculum.stages(recipe)]
+
+
+def test_what_the_ranks_send(gpu_tracer: Tracer) -> None:
+    recipe = recipes.get("tiny")
+    trace = gpu_tracer(recipe, 1, "bf16")
+    size = sum(trace.sizes.values())
+    second, third = deepspeed.load("zero2_a100x256.json"), deepspeed.load("zero3_local.json")
+    assert communication(trace, second, 256) == {"gradients": 2 * 4 * size, "weights": 2 * size}
+    assert communication(trace, third, 256) == {"gradients": 4 * size, "weights": 2 * size}
+    assert communication(trace, second, 1) == {}
+
+
+def test_what_does_not_fit_gets_three_ways_that_do(gpu_tracer: Tracer) -> None:
+    roomy = plan_of("zero2_local.json", gpu_tracer)
+    small = dataclasses.replace(A100, name="small", memory=0.9 * roomy.memory.total, reserve=0, fragments=0)
+    plan = plan_of("zero2_local.json", gpu_tracer, small)
+    assert not plan.fits
+    advice = advise(plan, gpu_tracer)
+    assert len(advice) == 3 and all(x.plan.fits for x in advice)
+    assert [x.plan.hours for x in advice] == sorted(x.plan.hours for x in advice)
+    assert {x.plan.batch for x in advice} == {plan.batch}
+    text = to_text(plan, advice)
+    assert "IT DOES NOT FIT" in text and advice[0].text in text
+    assert json.loads(json.dumps(to_json(plan, advice)))["fits"] is False
+
+
+def test_what_fits_is_only_made_faster(gpu_tracer: Tracer) -> None:
+    raw = deepspeed.load("zero2_local.json").raw | {"train_micro_batch_size_per_gpu": 2}
+    config = deepspeed.parse(raw | {"gradient_accumulation_steps": 2})
+    plan = make_plan(recipes.get("tiny"), config, A100, 2, gpu_tracer)
+    advice = advise(plan, gpu_tracer)
+    assert advice[0].text == "micro batch 4 × accumulation 1"  # the host is what a small model waits for
+    assert all(x.plan.hours < plan.hours and x.plan.fits for x in advice)
+    assert not any("max_masks" in x.text for x in advice)
+
+
+def test_claims_are_of_recipes() -> None:
+    assert set(CLAIMS) <= set(recipes.RECIPES)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "plan.png"
+    options = ["plan", "--recipe", "tiny", "--deepspeed_config", "zero2_a100x128.json", "--picture", str(picture)]
+    assert main([*options, "--nodes", "1,2,16", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["gpus"], row["batch"]) for row in rows] == [(8, 128), (16, 128), (128, 128)]
+    assert picture.stat().st_size > 10_000
+    assert main([*options, "--price", "7"]) == 0
+    assert "at $7 an hour" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "A100-8"], "did you mean A100-80"),
+        (["--gpu", "nothing.json"], "cannot read it"),
+        (["--nodes", "0"], "give numbers from 1"),
+        (["--nodes", "1,x"], "give numbers from 1"),
+        (["--nodes", "3"], "does not divide among 24 GPUs"),
+        (["--nodes", "2", "--hostfile", "hosts"], "give one of them"),
+        (["--picture", "plan.gif"], "name a .png"),
+    ],
+)
+def test_a_mistake_is_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--recipe", "tiny", "--deepspeed_config", "zero2_a100x128.json", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_batch_that_hosts_cannot_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hosts").write_text("a slots=8\nb slots=8\n")
+    hosts = ["--hostfile", str(tmp_path / "hosts")]
+    assert main(["plan", "--recipe", "tiny", "--deepspeed_config", "zero2_a100x128.json", *hosts]) == 2
+    assert "16 ranks" in capsys.readouterr().err
+
+
+def test_a_measured_gpu_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(A100, name="mine", source="measured"))))
+    assert machines.find(str(path)).source == "measured"
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="not a measured GPU"):
+        machines.find(str(path))
