@@ -2,6 +2,7 @@
 #
 #   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
 #   make test [ARGS="-k name"]
+#   make test-hosts
 #   make fuzz [CASES=2000000]
 #   make kernels [TRITON=3.6.0]
 #   make gpu
@@ -50,7 +51,7 @@ FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("12
 # A compilation that was killed leaves a lock on which later ones wait for ever. None takes ten minutes.
 UNLOCK = mkdir -p $(TORCH_EXTENSIONS_DIR) && find $(TORCH_EXTENSIONS_DIR) -name lock -mmin +10 -delete
 
-.PHONY: help train test fuzz kernels gpu lint bench scorecard report clean
+.PHONY: help train test test-hosts fuzz kernels gpu lint bench scorecard report clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -65,6 +66,16 @@ train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).compl
 test: $(VENV)/.installed-dev
 	@$(UNLOCK)
 	$(WITH_PATH) python -m pytest $(ARGS)
+
+# The real launcher on several hosts, made of this machine's namespaces. Only root can make them, and install this:
+HOST_PROGRAMS := ip:iproute2 sshd:openssh-server pdsh:pdsh
+
+test-hosts: $(VENV)/.installed-dev
+	@[[ $$EUID -eq 0 ]] || { echo "make: run test-hosts as root, in a container, say: it makes hosts" >&2; exit 1; }
+	@missing=; for program in $(HOST_PROGRAMS); do \
+		PATH="$$PATH:/usr/sbin" command -v $${program%:*} >/dev/null || missing+=" $${program#*:}"; done; \
+	if [[ $$missing ]]; then apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends $$missing; fi
+	$(WITH_PATH) SAM_DS_HOSTS=1 python -m pytest tests/hosts $(ARGS)
 
 # What is read from outside, wrong in millions of ways.
 fuzz: $(VENV)/.installed-dev
