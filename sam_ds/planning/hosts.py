@@ -76,13 +76,12 @@ def look_at(cluster: Cluster, needs: Needs) -> Findings:
     findings = Findings()
     first, *others = cluster.hosts
     alone = not others and first.name in _LOCAL  # as the launcher, which then needs no ssh
-    told = told_interfaces()
     wanted: dict[str, Any] = {
         "folder": os.getcwd(),
         "gpus": cluster.gpus,
         "data": needs.data,
         "output": needs.output,
-        "interfaces": told,
+        "interfaces": _told_interfaces(findings),
         "token": secrets.token_hex(8),
     }
     to_first = wanted | {"listen": cluster.port, "seconds": 2 * cluster.timeout}
@@ -103,20 +102,26 @@ def look_at(cluster: Cluster, needs: Needs) -> Findings:
         _judge_network(cluster, reports, master, findings)
         _judge_here(first, findings)
     ranks = world_size(cluster.hosts)
-    where = f"; they meet at {master[0]}:{master[1]}" if master else ""
+    ways = sorted({report.get("interface") or "" for report in reports.values()} - {""})
+    where = f"; they meet at {master[0]}:{master[1]}, by {' and '.join(ways)}" if master and ways else ""
     findings.summary = f"{len(cluster.hosts)} host{'s' * bool(others)}, {ranks} ranks{where}"
     return findings
 
 
-def told_interfaces() -> list[str]:
+def _told_interfaces(findings: Findings) -> list[str]:
     """The network interfaces that gloo is told by a ``.deepspeed_env``, which the launcher hands on to all hosts."""
-    name, found = os.environ.get("DS_ENV_FILE", ".deepspeed_env"), ""
-    for folder in (Path.home(), Path()):
-        if (folder / name).is_file():
-            for line in (folder / name).read_text(encoding="utf-8").splitlines():
-                key, _, value = line.partition("=")
-                found = value if key.strip() == "GLOO_SOCKET_IFNAME" else found
-    return [word.strip() for word in found.split(",") if word.strip()]
+    name, told = os.environ.get("DS_ENV_FILE", ".deepspeed_env"), ""
+    for path in dict.fromkeys(folder / name for folder in (Path.home(), Path())):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            key, found, value = line.partition("=")
+            if not found:
+                findings.faults.append(
+                    f"this machine: {path}, line {number}: {line!r} is not NAME=value, and the launcher takes nothing "
+                    "else, no empty line either; correct it"
+                )
+            told = value if key.strip() == "GLOO_SOCKET_IFNAME" else told
+    return [word.strip() for word in told.split(",") if word.strip()]
 
 
 def _master(cluster: Cluster, first: Mapping[str, Any]) -> tuple[str, int] | None:

@@ -180,7 +180,7 @@ def test_check_hosts(tmp_path: Path) -> None:
 
         code, lines = check("a", "b", **VARIABLES)
         assert code == 0, lines
-        assert "2 hosts, 2 ranks; they meet at 10.213.7.1:29500: all is well" in lines
+        assert "2 hosts, 2 ranks; they meet at 10.213.7.1:29500, by eth0: all is well" in lines
 
         for name, gpus in (("a", 1), ("b", 0)):
             program = hosts[name].folder / "nvidia-smi"

@@ -93,7 +93,7 @@ def test_all_is_well(hosts: Hosts, tmp_path: Path) -> None:
     output = tmp_path / "runs" / "new"
     code, said, faults = hosts.check("--data", "~/pictures", "--output", output)
     assert (code, faults) == (0, [])
-    assert f"3 hosts, 3 ranks; they meet at 127.0.0.1:{hosts.port}: all is well" in said
+    assert f"3 hosts, 3 ranks; they meet at 127.0.0.1:{hosts.port}, by lo: all is well" in said
     assert "note" not in said
     assert not output.parent.exists()  # it was only looked at
     assert not list(tmp_path.glob(".sam_ds_check_*"))
@@ -250,6 +250,13 @@ def test_what_gloo_will_listen_on(hosts: Hosts, tmp_path: Path) -> None:
     assert "a: its own name localhost means 127.0.0.1 there" in loopback
     assert "b: its own name no-such-host.invalid means nothing there" in nothing
     assert "GLOO_SOCKET_IFNAME=lo" in nothing  # the interface that leads to a
+
+
+def test_a_file_of_variables_that_the_launcher_cannot_read(hosts: Hosts, tmp_path: Path) -> None:
+    (tmp_path / "environment").write_bytes(b"GLOO_SOCKET_IFNAME=lo\n\n\xff\n")
+    empty, other = hosts.faults()
+    assert f"this machine: {tmp_path}/environment, line 2: '' is not NAME=value" in empty
+    assert "line 3: " in other
 
 
 def test_what_the_launcher_needs_here(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
