@@ -7,7 +7,8 @@ blocks and decoder rounds recomputed in backward. No DeepSpeed: what is compared
   plain       the fastest of plain torch: attention as augmented SDPA, the hand-written loss
   reference   the definitions, as public code has them
 
-On a CPU the tiny recipe takes the place of the large ones, and there are no kernels.
+Beside the most memory that was measured stands what the planner's trace predicts. On a CPU the tiny recipe takes the
+place of the large ones, and there are no kernels.
 
   python benchmarks/bench_train_step.py [--recipes sam_vit_b sam_vit_h] [--steps 5] [--no-save]
 """
@@ -17,13 +18,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
 from bench_rasterize import HEIGHT, WIDTH, make_runs
-from common import RESULTS, append_rows
+from common import RESULTS, ROOT, append_rows
 from kernel_timing import DEVICE
 
 from sam_ds.config.schema import CurriculumConfig, Recipe
@@ -58,6 +62,7 @@ def main() -> None:
             torch.cuda.empty_cache()  # the next choice's peak and room are its own
             try:
                 row = measure(recipe, CHOICES[choice], args)
+                row["predicted_mb"] = predict(name, args.masks, CHOICES[choice])
             except torch.OutOfMemoryError:
                 print(f"  {choice:10} out of memory")
                 continue
@@ -94,6 +99,13 @@ def measure(recipe: Recipe, choice: str, args: argparse.Namespace) -> dict[str, 
     whole = statistics.median(sum(s.values()) for s in steps)
     peak = torch.cuda.max_memory_allocated() / 1e6 if DEVICE == "cuda" else float("nan")
     return {**parts, "pictures_per_second": round(1 / whole, 3), "peak_mb": round(peak, 1)}
+
+
+def predict(name: str, masks: int, choice: str) -> float:
+    """The most memory, MB, as the planner has it."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "predict_step.py"), name, str(masks), choice]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return round(json.loads(done.stdout)["bytes"] / 1e6, 1)
 
 
 class Clock:

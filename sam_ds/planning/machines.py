@@ -2,8 +2,8 @@
 
 Peaks, memory and links are those of the makers' datasheets (SXM versions; dense bfloat16; links one way). How much of
 a peak a training reaches is an assumption, the same for all of them, until it has been measured on one: then
-``benchmarks/measure_machine.py`` writes a file that takes this table's place (``--gpu FILE``). Prices are round figures
-of 2026's rental offers.
+``benchmarks/bench_memory.py --machine FILE`` writes what takes this table's place (``--gpu FILE``). Prices are round
+figures of 2026's rental offers.
 """
 
 from __future__ import annotations
