@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sam_ds.config import curriculum
 from sam_ds.config.deepspeed import DeepSpeedConfig
-from sam_ds.config.schema import Recipe
+from sam_ds.config.schema import CurriculumConfig, Recipe
 from sam_ds.planning.machines import Gpu
 from sam_ds.planning.memory import Memory, memory
 from sam_ds.planning.step_time import step_time
@@ -85,8 +87,7 @@ class Plan:
     @property
     def workers(self) -> int:
         """Loader processes a rank that keep up, each with a core of its own."""
-        rate = self.pictures_per_second / self.world
-        return max(1, -(-int(rate * 100) // int(PICTURES_A_CORE * 100)))
+        return math.ceil(self.pictures_per_second / self.world / PICTURES_A_CORE)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -112,7 +113,8 @@ def make_plan(recipe: Recipe, config: DeepSpeedConfig, gpu: Gpu, world: int, tra
     worst, parts, forward, sizes = None, dict[str, float](), 0.0, 0
     for (first, stage), last in zip(stages, lasts, strict=True):
         weight = (last - first) / recipe.train.steps
-        traced = tracer(stage, config.micro_batch, config.precision)
+        alone = dataclasses.replace(stage, curriculum=CurriculumConfig())
+        traced = tracer(alone, config.micro_batch, config.precision)
         held = memory(traced, config, world)
         if worst is None or held.total > worst.total:
             worst = held
