@@ -38,7 +38,7 @@ def main() -> None:
     on_gpu = DEVICE == "cuda"
     parser.add_argument("--objects", type=int, default=64 if on_gpu else 1)
     parser.add_argument(
-        "--side", type=int, default=256 if on_gpu else 16, help="of the logits; the truth's is 4 times it"
+        "--side", type=int, default=256 if on_gpu else 8, help="of the logits; the truth's is 4 times it"
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/kernels.csv")

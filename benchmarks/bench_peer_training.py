@@ -35,7 +35,7 @@ the crops.
 Every measurement is made in fresh processes, and the cases take turns, so a busy machine is busy for all of them.
 --cpu-time takes the ratios from the CPU time of the processes instead of the clock; both rates are always saved.
 
-  python benchmarks/bench_peer_training.py [--repeats 2] [--steps 3] [--image-size 512] [--variants …] [--no-save]
+  python benchmarks/bench_peer_training.py [--repeats 2] [--steps 2] [--image-size 512] [--variants …] [--no-save]
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2, help="runs of every case; the medians are reported")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a run; the median counts")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a run; the median counts")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument("--image-size", type=int, default=512, help="side of the input")
     parser.add_argument("--masks", type=int, default=16, help="objects a picture")

@@ -46,7 +46,7 @@ HEADS = {64: 12, 80: 16}  # ViT-B's and ViT-H's
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 80])
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 80] if DEVICE == "cuda" else [64])
     parser.add_argument("--batch", type=int, default=1, help="pictures")
     parser.add_argument("--grid", type=int, default=64 if DEVICE == "cuda" else 16, help="tokens along a side")
     parser.add_argument("--no-compile", action="store_true", help="leave FlexAttention out")
