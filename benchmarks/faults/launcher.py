@@ -90,6 +90,8 @@ def ranks(training: Training) -> list[int]:
     """The processes that train, in the order of their ranks."""
     found = {}
     for pid in orphans(training):
+        if "sam_ds" not in _words(pid):  # -m sam_ds, and not what a rank has started beside it
+            continue
         pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
         environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         if "LOCAL_RANK" in environment:
@@ -101,10 +103,14 @@ def orphans(training: Training) -> list[int]:
     """Processes of this training: they name its folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        if str(training.output) in words:
+        if str(training.output) in _words(int(path.name)):
             found.append(int(path.name))
     return found
+
+
+def _words(pid: int) -> list[str]:
+    """Its command line; none if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
