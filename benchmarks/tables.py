@@ -47,26 +47,30 @@ RESULTS_OF = {
         other=("block_*", "num_*", "registers", "shared", "matrix", "warpgroup", "special", "loop*", "once_*"),
     ),
     "learning": Results(higher=("miou@*",), other=("minutes",)),
-    "memory": Results(lower=("measured_*",), other=("predicted_*", "error*")),
+    "memory": Results(lower=("measured_*",), other=("predicted_*", "off_*", "fitted")),
     "peer_training": Results(
         lower=("memory_ratio",), higher=("ratio", "ours_rate"), other=("ours_*", "peer_*", "ratio_*", "parameters")
     ),
-    "plans": Results(lower=("memory_gib", "days", "cost_dollars"), higher=("pictures_per_second",)),
+    "plans": Results(
+        lower=("memory_gib", "days", "cost_dollars"),
+        higher=("fits", "pictures_per_second"),
+        other=("step_ms", "mfu", "gpu_hours", "workers"),
+    ),
     "reliability": Results(higher=("met",), other=("value", "trials", "minutes")),
     "save": Results(lower=("stall_s", "lost_s"), other=("checkpoint_mb", "step_s", "*_steps")),
     "saved_bytes": Results(lower=("mb",), other=("times_ours",)),
     "tracking": Results(lower=("of_without", "call_us"), other=("step_ms",)),
     "train_step": Results(
-        lower=("measured_*", "peak_mb"),
+        lower=("peak_mb",),
         higher=("pictures_per_second",),
-        other=("predicted_*", "error*", "prepare", "encoder", "rounds", "backward", "optimizer"),
+        other=("predicted_*", "prepare", "encoder", "rounds", "backward", "optimizer"),
     ),
 }
 
 
 def results_of(table: str) -> Results:
     """Of a table that is not listed, what was measured beside a prediction."""
-    return RESULTS_OF.get(table, Results(lower=("measured_*",), other=("predicted_*", "error*")))
+    return RESULTS_OF.get(table, Results(lower=("measured_*",), other=("predicted_*", "off_*", "fitted")))
 
 
 def key(table: str, row: Row) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,8 @@ training closes its input or is killed.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import select
 import socket
@@ -36,12 +38,13 @@ class HostMonitor:
 
     def __init__(self, run_dir: Path, every: float) -> None:
         """``every``: seconds between two looks."""
-        self._process = beside.start("sam_ds.tracking.hosts", str(run_dir.absolute()), str(every))
+        self._process = beside.start("sam_ds.tracking.hosts", {"run_dir": str(run_dir.absolute()), "every": every})
 
     def close(self) -> None:
         """Let it write a last line and end."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.close()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -106,10 +109,12 @@ def _number(text: str) -> float | None:
         return None
 
 
-def main(run_dir: str, every: str) -> None:
+def main() -> None:
     leave_to_the_training()  # it ends when its input does
+    control = os.fdopen(0, "rb", buffering=0)
+    job = json.loads(control.readline())
     host = re.sub(r"[^\w.-]", "_", socket.gethostname())
-    folder = Path(run_dir) / FOLDER
+    folder = Path(job["run_dir"]) / FOLDER
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -120,11 +125,11 @@ def main(run_dir: str, every: str) -> None:
     psutil.cpu_percent()  # the next one says what was since this one
     ended = False
     while not ended:
-        ended = bool(select.select([sys.stdin], [], [], float(every))[0])
+        ended = bool(select.select([control], [], [], job["every"])[0])
         found = look(folder)
         journal.metrics(round(time.time() - began), {f"system/{host}/{name}": x for name, x in found.items()})
     journal.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -8,7 +8,6 @@ when the training is killed.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import warnings
 from collections.abc import Mapping
@@ -33,9 +32,8 @@ class MlflowWriter:
     ) -> None:
         """``parent``: the name of the MLflow run that this one is shown below; "" for none."""
         self._patience = patience
-        self._process = beside.start("sam_ds.tracking.mlflow_writer")
         job = {"run_dir": str(run_dir.absolute()), "experiment": experiment, "name": name, "parent": parent}
-        self._tell(json.dumps(job | {"params": dict(params)}))
+        self._process = beside.start("sam_ds.tracking.mlflow_writer", job | {"params": dict(params)})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing: the writer reads the journal."""

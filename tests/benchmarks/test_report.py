@@ -43,10 +43,10 @@ sam_vit_h,zero2,A100-80,16,128,600.0,0.44,2700,58
 TRAIN_STEP = """recipe,choice,masks,prepare,encoder,rounds,backward,optimizer,pictures_per_second,peak_mb,machine
 tiny,plain,4,1.0,20.0,30.0,50.0,2.0,9.7,nan,CPU
 """
-MEMORY = """recipe,zero_stage,batch,masks,checkpointing,predicted_mb,measured_mb,machine
-tiny,2,1,4,torch,100.0,104.0,CPU
-tiny,3,1,4,torch,90.0,70.0,CPU
-tiny,2,1,8,torch,,120.0,CPU
+MEMORY = """preset,stage,batch,masks,crop,checkpointing,predicted_mb,measured_mb,predicted_ms,measured_ms,fitted,machine
+tiny,2,1,4,256,torch,100.0,104.0,50,55,,CPU
+tiny,3,1,4,256,torch,90.0,70.0,50,55,yes,CPU
+tiny,2,1,8,256,torch,,120.0,,,,CPU
 """
 STEPS = """recipe,predicted_ms,measured_ms,machine
 tiny,50,55,CPU
@@ -65,6 +65,7 @@ def test_what_is_drawn_of_plans_and_predictions(tmp_path: Path) -> None:
         "cost_on_A100-80_planned",
         "memory_of_tiny_CPU",
         "memory_predicted_and_measured_MB",
+        "memory_predicted_and_measured_ms",
         "parts_of_a_training_step_of_tiny_CPU",
         "plan_step_predicted_and_measured_ms",
         "scaling_on_A100-80_planned",
