@@ -68,9 +68,9 @@ def predictions(tables: Tables) -> Iterable[Chart]:
                     for values, x in zip(series.setdefault(name, ([], [])), (predicted, measured), strict=True):
                         values.append(x)
             if series:
-                goal, shown = (0.1, "MB") if unit == "mb" else (0.2, unit)
+                what, goal, shown = ("memory", 0.1, "MB") if unit == "mb" else ("time", 0.2, unit)
                 off = [abs(p / m - 1) for pair in series.values() for p, m in zip(*pair, strict=True)]
-                title = f"{table.replace('_', ' ')} predicted and measured, {shown}"
+                title = f"{what} predicted and measured, {table}"
                 heading = f"{title}: {len(off)} points, the worst is {max(off):.0%} off"
                 yield title, agreement(heading, series, shown, goal)
 

@@ -64,12 +64,12 @@ def test_what_is_drawn_of_plans_and_predictions(tmp_path: Path) -> None:
     assert sorted(path.stem for path in output.glob("*.png")) == [
         "cost_on_A100-80_planned",
         "memory_of_tiny_CPU",
-        "memory_predicted_and_measured_MB",
-        "memory_predicted_and_measured_ms",
+        "memory_predicted_and_measured_memory",
         "parts_of_a_training_step_of_tiny_CPU",
-        "plan_step_predicted_and_measured_ms",
         "scaling_on_A100-80_planned",
         "throughput_of_a_training_step_CPU",
+        "time_predicted_and_measured_memory",
+        "time_predicted_and_measured_plan_step",
     ]
 
 
