@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -140,8 +141,7 @@ def compare(training: Training, steps: int) -> None:
     assert list(expected) == list(range(1, steps + 1))
     assert {step: found[step] for step in expected} == pytest.approx(expected, rel=1e-3)
     # Other pictures would have been seen: from one step to the next the loss changes by more.
-    changes = [abs(expected[step] / expected[step + 1] - 1) for step in range(1, steps)]
-    assert min(changes) > 1e-3
+    assert median(abs(expected[step] / expected[step + 1] - 1) for step in range(1, steps)) > 1e-2
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
