@@ -101,11 +101,8 @@ def ranks(training: Training) -> list[int]:
 
 def orphans(training: Training) -> list[int]:
     """Processes of this training: they name its folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        if str(training.output) in _words(int(path.name)):
-            found.append(int(path.name))
-    return found
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if str(training.output) in _words(pid)]
 
 
 def _words(pid: int) -> list[str]:
