@@ -1,6 +1,6 @@
 """Plans of every recipe with the configs that are made for it, and how each scales over nodes. All of it predicted.
 
-  python benchmarks/bench_plan.py [--recipes sam_vit_h …] [--no-save]
+python benchmarks/bench_plan.py [--recipes sam_vit_h …] [--no-save]
 """
 
 from __future__ import annotations
