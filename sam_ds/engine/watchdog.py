@@ -222,7 +222,10 @@ class Watchdog:
             last = now
             quiet = now - self._answered
             if not self._verdict and quiet > silence:
-                self._verdict = f"rank 0 has not been heard of for {quiet:.0f} s, nor the store that it keeps"
+                self._verdict = (
+                    f"rank 0 ({os.environ.get('MASTER_ADDR')}) has not been heard of for {quiet:.0f} s, "
+                    "nor the store that it keeps"
+                )
             if self._verdict:
                 neighbours.wake()
                 # Its storage may be what hangs. With the first rank that ends, others end in errors of their network.

@@ -34,7 +34,7 @@ class Gpu:
     per_node: int = 8
     link: float = math.inf  # bytes a second between the GPUs of a node, each way
     network: float = math.inf  # bytes a second of a node's network, each way
-    latency: float = 0.0  # seconds a hop of a ring
+    latency: float = 0.0  # seconds of a hop, of which a collective makes log2(ranks) at least
     price: float = 0.0  # dollars an hour
     source: str = "assumed"  # where the reached parts come from
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
@@ -43,6 +44,7 @@ def step_time(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> St
     sent = communication(trace, config, world)
     compute = sum(parts.values())
     seconds = sum(_ring(size, gpu, world) for size in sent.values())
+    seconds += messages(trace, config, world) * gpu.latency * math.log2(max(2, world))
     hidden = min(seconds, compute / 2) if config.raw.get("zero_optimization", {}).get("overlap_comm") else 0.0
     parts["communication"] = seconds - hidden
     return StepTime({name: value for name, value in parts.items() if value > 0})
@@ -68,13 +70,26 @@ def communication(trace: Trace, config: DeepSpeedConfig, world: int) -> dict[str
     return {"gradients": float(gradient), "weights": float(trace.element_bytes * micro * (split + again))}
 
 
+def messages(trace: Trace, config: DeepSpeedConfig, world: int) -> int:
+    """How many collectives a step has, for each costs its latency, however little it carries."""
+    if world == 1:
+        return 0
+    size, micro = sum(trace.sizes.values()), config.accumulation
+    buckets = math.ceil(size / zero(config, "reduce_bucket_size")) * micro
+    if config.zero_stage < 3:
+        return buckets + 2 * len(trace.groups)  # a gather, and a look for what is not finite
+    kept = len(persistent(trace, config))  # gathered one by one after the step
+    ahead = zero(config, "stage3_prefetch_bucket_size") or size
+    return buckets + kept + 2 * micro * math.ceil(size / ahead)
+
+
 def _ring(size: float, gpu: Gpu, world: int) -> float:
-    """Seconds in which ``size`` bytes go round: every link carries all but one rank's part of them.
+    """Seconds in which ``size`` bytes go round: every link carries all of them but one rank's part.
 
     A ring over nodes uses all network cards of a node at once, for each of its GPUs has its own.
     """
     slowest = gpu.link if world <= gpu.per_node else min(gpu.link, gpu.network)
-    return size * (world - 1) / world / slowest + gpu.latency * world
+    return size * (world - 1) / world / slowest
 
 
 def _optimizer(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> float:

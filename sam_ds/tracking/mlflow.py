@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sam_ds.tracking import beside
 
-_PATIENCE = 60.0  # seconds that the end of a training waits for what is still to be sent
+_PATIENCE = 60.0  # seconds that the end of a training waits for what is still to be sent; half of it for a lost server
 
 
 class MlflowWriter:
@@ -33,7 +33,9 @@ class MlflowWriter:
         """``parent``: the name of the MLflow run that this one is shown below; "" for none."""
         self._patience = patience
         job = {"run_dir": str(run_dir.absolute()), "experiment": experiment, "name": name, "parent": parent}
-        self._process = beside.start("sam_ds.tracking.mlflow_writer", job | {"params": dict(params)})
+        self._process = beside.start(
+            "sam_ds.tracking.mlflow_writer", job | {"params": dict(params), "patience": patience / 2}
+        )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing: the writer reads the journal."""

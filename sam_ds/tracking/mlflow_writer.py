@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import select
@@ -27,6 +28,7 @@ from sam_ds.tracking.journal import NAME, read_lines
 
 _INTERVAL = 2.0  # seconds between two looks at the journal
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0  # seconds before another try at a server that does not answer
+_LAST_WAIT = 1.0  # the same when the training has ended
 _PARENT, _IS_PARENT = "mlflow.parentRunId", "sam_ds.parent"  # tags: MLflow's own, and ours of the parent's name
 _MAX_METRICS, _MAX_PARAMS, _MAX_VALUE = 1000, 100, 500  # MLflow's limits on a request, and on a value's length
 
@@ -165,12 +167,19 @@ def mlflow_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)[:250]
 
 
-def follow(sender: Sender, control: IO[bytes], interval: float = _INTERVAL) -> bool:
-    """Send until ``control`` ends, then the rest. Returns whether everything was sent."""
-    status, wait, next_try = "", _FIRST_WAIT, 0.0
-    sent = False
-    while not status:
-        status = _status(control, interval)
+def follow(sender: Sender, control: IO[bytes], interval: float = _INTERVAL, patience: float = 0.0) -> bool:
+    """Send until ``control`` ends, then the rest, for which a server that is away gets ``patience`` seconds.
+
+    Returns whether everything was sent.
+    """
+    status, wait, next_try, until = "", _FIRST_WAIT, 0.0, math.inf
+    while True:
+        if status:
+            time.sleep(min(interval, _LAST_WAIT))
+        else:
+            status = _status(control, interval)
+            if status:
+                until = time.monotonic() + patience
         if time.monotonic() < next_try and not status:
             continue
         try:
@@ -179,12 +188,15 @@ def follow(sender: Sender, control: IO[bytes], interval: float = _INTERVAL) -> b
                 sender.finish(status)
             if next_try:
                 print("mlflow: the server answers again", file=sys.stderr)
-            sent, wait, next_try = True, _FIRST_WAIT, 0.0
+            wait, next_try = _FIRST_WAIT, 0.0
+            if status:
+                return True
         except sender.failures as error:
             if not next_try:
                 _complain(error)
-            sent, wait, next_try = False, min(2 * wait, _LONGEST_WAIT), time.monotonic() + wait
-    return sent
+            wait, next_try = min(2 * wait, _LONGEST_WAIT), time.monotonic() + wait
+            if time.monotonic() > until:
+                return False
 
 
 def _status(control: IO[bytes], interval: float) -> str:
@@ -215,7 +227,7 @@ def main() -> int:
     with (run_dir / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the writer of a training that was killed may still be at work
         sender = Sender(run_dir, job["experiment"], job["name"], job["params"], job["parent"])
-        return 0 if follow(sender, control) else 1
+        return 0 if follow(sender, control, patience=job["patience"]) else 1
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Training:
         # A host without power says nothing any more; of one whose processes die, the others are told.
         (2, "b", True, ["rank 1 (b, process", "its machine or network is gone"]),
         (3, "b", False, ["rank 0: other ranks have gone", "b: ssh exited"]),
-        (3, "a", True, ["rank 0 has not been heard of for"]),
+        (3, "a", True, ["rank 0 (", "has not been heard of for"]),
     ],
 )
 def test_a_host_is_lost_and_the_one_that_is_left_goes_on(

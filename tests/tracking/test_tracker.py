@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sam_ds.config.schema import Recipe, TrackingConfig
 from sam_ds.tracking import mlflow_writer
+from sam_ds.tracking import tracker as tracker_module
 from sam_ds.tracking.environment import environment
 from sam_ds.tracking.journal import NAME, Journal, read_metrics
 from sam_ds.tracking.meters import Throughput, peak_memory
@@ -74,6 +76,7 @@ def test_a_dead_server_costs_a_warning_and_is_caught_up_with(
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracker_module, "MlflowWriter", functools.partial(MlflowWriter, patience=20.0))
     tracker = open_tracker(tmp_path, Recipe("tiny"), PARAMS)
     started = time.monotonic()
     tracker.metrics(1, {"loss": 1.0})
@@ -115,6 +118,14 @@ def test_outages_wait_longer_and_longer_and_are_told_once(
     assert sender.finished == "FINISHED"
     said = capsys.readouterr().err
     assert said.count("mlflow: down;") == 1 and said.count("answers again") == 1
+
+    # The end of the training is no reason to give up at once; at last it is.
+    monkeypatch.setattr(mlflow_writer, "_LAST_WAIT", 0.0)
+    answers[:], statuses[:], sender.finished = [OSError("down")] * 3 + [None], ["FINISHED"], ""
+    assert mlflow_writer.follow(sender, io.BytesIO(), patience=60.0)  # type: ignore[arg-type]
+    assert sender.finished == "FINISHED"
+    answers[:], statuses[:] = [OSError("down")], ["FINISHED"]
+    assert not mlflow_writer.follow(sender, io.BytesIO(), patience=0.0)  # type: ignore[arg-type]
 
 
 def test_a_writer_that_died_does_not_stop_the_training(tmp_path: Path) -> None:
