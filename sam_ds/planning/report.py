@@ -81,7 +81,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     from matplotlib import pyplot
 
     count = 2 if len(plans) > 1 else 1
-    figure, axes = pyplot.subplots(1, count, figsize=(7 * count, 4.5), squeeze=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(7 * count, 4.5), squeeze=False, layout="constrained")
     bars, names = axes[0][0], [f"{plan.world} × {plan.gpu.name}" for plan in plans]
     bottom = [0.0] * len(plans)
     for part in dict.fromkeys(part for plan in plans for part in _memory(plan)):
@@ -100,8 +100,10 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
         curve.plot(gpus, [rates[0] / gpus[0] * n for n in gpus], linestyle="--", color="grey", label="linear")
         curve.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="pictures a second", xticks=gpus)
         curve.set_xticklabels([str(n) for n in gpus])
+        curve.set_yticks(rates, [f"{rate:.0f}" for rate in rates])
+        curve.minorticks_off()
         curve.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
