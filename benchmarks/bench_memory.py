@@ -1,8 +1,8 @@
 """Is the plan right? Peak memory and time of a step, predicted beside measured, over settings that matter to them.
 
 On a CPU two ranks train small models under gloo; what counts is what tensors hold, as torch's profiler sees every
-allocation. The plan's rates of this machine are fitted to every other point (``fitted`` in the table) and predict the
-rest; its memory is predicted without a look at the machine.
+allocation. The plan's rates of this machine are fitted to every other point of each model and stage (``fitted`` in the
+table) and predict the rest; its memory is predicted without a look at the machine.
 
   python benchmarks/bench_memory.py [--world 2] [--steps 5] [--few] [--no-save] [--machine cpu.json]
 """
@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"  # the plan asks the kernels for the shapes of their answers
+os.environ["TRITON_INTERPRET"] = "1"  # the plan asks the kernels for the shapes of their answers; the ranks run them
 
 import ranks
 import torch
 from common import RESULTS, append_rows
-from fit_machine import fit, predicted_seconds
+from fit_machine import fit, predicted_seconds, this_machine
 
 from sam_ds.cli.plan import make_tracer
 from sam_ds.config import deepspeed, recipe_file
@@ -39,6 +39,7 @@ class Point:
     masks: int
     crop: int
     checkpointing: str
+    accumulation: int = 1
 
     @property
     def recipe(self) -> Recipe:
@@ -54,7 +55,8 @@ class Point:
     def config(self, world: int) -> deepspeed.DeepSpeedConfig:
         raw = json.loads((deepspeed.CONFIG_DIR / f"zero{self.stage}_local.json").read_text())
         raw["train_micro_batch_size_per_gpu"] = self.batch
-        raw["train_batch_size"] = self.batch * world
+        raw["gradient_accumulation_steps"] = self.accumulation
+        raw["train_batch_size"] = self.batch * self.accumulation * world
         raw["zero_optimization"]["reduce_bucket_size"] = 5_000_000
         return deepspeed.parse(raw)
 
@@ -72,12 +74,14 @@ POINTS = [
     Point("vit_b", 2, 1, 4, 512, "torch"),
     Point("vit_b", 3, 2, 8, 256, "torch"),
     Point("vit_b", 2, 2, 8, 256, "torch"),
+    Point("vit_b", 2, 1, 4, 256, "torch", accumulation=2),
+    Point("tiny", 3, 2, 8, 256, "none", accumulation=2),
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--world", type=int, default=torch.cuda.device_count() or 2, help="ranks")
     parser.add_argument("--steps", type=int, default=5, help="timed ones; their median counts")
     parser.add_argument("--few", type=int, default=len(POINTS), help="only so many points")
     parser.add_argument("--machine", metavar="FILE", help="write this machine's rates there, for sam-ds plan --gpu")
@@ -88,11 +92,13 @@ def main() -> None:
     tracer = make_tracer(torch.cuda.is_available())
     traces = [tracer(point.recipe, point.batch, "bf16") for point in points]
     configs = [point.config(args.world) for point in points]
-    for_fit = [index for index in range(len(points)) if index % 2 == 0]
-    machine = fit([(traces[i], configs[i], measured[i]["seconds"]) for i in for_fit], args.world)
+    alike = [[(other.preset, other.stage) for other in points[:index]] for index in range(len(points))]
+    for_fit = [i for i, before in enumerate(alike) if before.count((points[i].preset, points[i].stage)) % 2 == 0]
+    steps = [(trace, config, x["seconds"]) for trace, config, x in zip(traces, configs, measured, strict=True)]
+    machine = fit([steps[i] for i in for_fit], args.world, this_machine())
     rows = []
     for index, (point, own, config) in enumerate(zip(points, measured, configs, strict=True)):
-        seconds = predicted_seconds(machine, traces[index], config, args.world)
+        seconds = predicted_seconds(machine, steps[index], args.world)
         row: dict[str, Any] = {
             **dataclasses.asdict(point),
             "world": args.world,

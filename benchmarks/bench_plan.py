@@ -16,6 +16,7 @@ from common import RESULTS, append_rows
 from sam_ds import recipes
 from sam_ds.cli.plan import make_tracer, own_world, spread
 from sam_ds.config import deepspeed
+from sam_ds.planning.advice import advise
 from sam_ds.planning.machines import GPUS
 from sam_ds.planning.plan import Plan, Tracer, make_plan
 from sam_ds.planning.report import sweep_rows, sweep_text
@@ -34,16 +35,18 @@ NODES = (1, 2, 4, 8, 16, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(CONFIGS), choices=CONFIGS)
-    parser.add_argument("--no-save", action="store_true", help="do not write benchmarks/results/plans.csv")
+    parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/plans.csv")
     args = parser.parse_args()
     tracer = make_tracer(on_gpu=True)
     rows = []
     for name in args.recipes:
         plans = list(_plans(name, tracer))
-        print(f"{name}\n{sweep_text(plans)}\n", flush=True)
+        print(
+            f"{name}\n{sweep_text(plans, [advise(plan, tracer) if not plan.fits else [] for plan in plans])}\n",
+            flush=True,
+        )
         rows += sweep_rows(plans)
     if not args.no_save:
-        (RESULTS / "plans.csv").unlink(missing_ok=True)
         append_rows(RESULTS / "plans.csv", rows)
 
 

@@ -66,7 +66,9 @@ def main() -> None:
             except torch.OutOfMemoryError:
                 print(f"  {choice:10} out of memory")
                 continue
-            rows.append({"recipe": name, "choice": choice, "masks": args.masks, "num_rounds": recipe.prompts.rounds, **row})
+            rows.append(
+                {"recipe": name, "choice": choice, "masks": args.masks, "num_rounds": recipe.prompts.rounds, **row}
+            )
             print(f"  {choice:10}", "  ".join(f"{part} {value}" for part, value in row.items()), flush=True)
     if not args.no_save:
         append_rows(RESULTS / "train_step.csv", rows)

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from gpus import called
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
-from sam_ds.planning.machines import Gpu
+from sam_ds.planning.machines import GPUS, Gpu
 from sam_ds.planning.step_time import step_time
 from sam_ds.planning.trace import Trace
 
 # The rates that are fitted. Of each, a step has so many units, and takes them one after another.
 _RATES = ("matrix", "attention", "bandwidth", "link")
-_LARGE = 1e30  # a rate at which nothing takes time
+_LARGE = 1e30  # a rate at which nothing takes time: what the points do not tell apart
 
 Measured = tuple[Trace, DeepSpeedConfig, float]  # and the seconds of a step
 
 
-def fit(points: Sequence[Measured], world: int) -> Gpu:
-    """The rates with which the steps' times come out best, in the least squares of their ratios.
+def fit(points: Sequence[Measured], world: int, like: Gpu) -> Gpu:
+    """``like`` with the rates with which the steps' times come out best, in the least squares of their ratios.
 
     No rate may be negative: where one would be, it is left out (non-negative least squares, by trying subsets).
     """
-    columns = [[_seconds(_machine(**{rate: 1.0}), x, world) for x in points] for rate in _RATES]
-    units = np.array(columns).T / np.array([seconds for *_, seconds in points])[:, None]  # [points, rates]
-    best: tuple[float, np.ndarray] | None = None
+    bare = dataclasses.replace(
+        like, **dict.fromkeys((*_RATES, "instructions", "network"), _LARGE), call=0.0, latency=0.0
+    )
+    machines = [dataclasses.replace(bare, **{rate: 1.0}) for rate in _RATES]
+    columns = [[predicted_seconds(machine, x, world) for x in points] for machine in machines]
+    units = np.array(columns).T / np.array([point[2] for point in points])[:, None]  # [points, rates]
+    best: tuple[float, dict[str, float]] | None = None
     for subset in range(1, 2 ** len(_RATES)):
         chosen = [i for i in range(len(_RATES)) if subset >> i & 1]
         scale = units[:, chosen].max(0)
         times = np.linalg.lstsq(units[:, chosen] / scale, np.ones(len(points)), rcond=None)[0] / scale
         error = float(((units[:, chosen] @ times - 1) ** 2).sum())
-        if (times >= 0).all() and (best is None or error < best[0]):
-            best = error, np.array([dict(zip(chosen, times, strict=True)).get(i, 0.0) for i in range(len(_RATES))])
+        if (times > 0).all() and (best is None or error < best[0]):
+            best = error, {_RATES[i]: float(1 / seconds) for i, seconds in zip(chosen, times, strict=True)}
     assert best is not None, "one rate alone is always positive"
-    rates = {name: 1 / seconds if seconds else _LARGE for name, seconds in zip(_RATES, best[1], strict=True)}
-    return _machine(**rates)
+    beyond = {name: getattr(like, name) for name in ("instructions", "network", "latency")}  # of what was not measured
+    return dataclasses.replace(bare, **(beyond | best[1]), source="measured")
 
 
-def predicted_seconds(machine: Gpu, trace: Trace, config: DeepSpeedConfig, world: int) -> float:
-    return step_time(trace, config, machine, world).total
+def predicted_seconds(machine: Gpu, point: Measured, world: int) -> float:
+    return sum(step_time(point[0], point[1], machine, world).values())
 
 
-def _seconds(machine: Gpu, point: Measured, world: int) -> float:
-    return step_time(point[0], point[1], machine, world).total
-
-
-def _machine(**rates: float) -> Gpu:
-    everything = {"matrix": _LARGE, "attention": _LARGE, "instructions": _LARGE, "bandwidth": _LARGE, "link": _LARGE}
-    return Gpu("cpu", memory=_LARGE, call=0.0, peak=_LARGE, source="measured", **(everything | rates))
+def this_machine() -> Gpu:
+    """What is known of it before its rates are."""
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), float(torch.cuda.get_device_properties(0).total_memory)
+        known = called(name)
+        alike = [gpu for gpu in GPUS.values() if known and gpu.name.startswith(known.name)]
+        if alike:
+            return min(alike, key=lambda gpu: abs(gpu.memory - memory))
+        device = "cuda"
+    else:
+        name, memory, device = "cpu", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), "cpu"
+    rates = dict.fromkeys(("matrix", "attention", "instructions", "bandwidth", "peak"), _LARGE)
+    return Gpu(name, memory=memory, call=0.0, device=device, per_node=os.cpu_count() or 1, **rates)

@@ -57,6 +57,8 @@ def _start(script: str, folder: Path, rank: int, world: int, port: int, accelera
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         **{name: str(value) for name, value in place.items()},
     }
+    if accelerator == "cuda":  # what the parent may only ask for shapes, ranks run
+        environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, str(ROOT / "benchmarks" / script)]
     command += [str(folder / "settings.json"), str(folder / f"result_{rank}.json")]
     with (folder / f"log_{rank}.txt").open("wb") as log:

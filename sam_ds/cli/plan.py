@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "is made for)",
     )
     parser.add_argument("--hostfile", metavar="FILE", help="in place of --nodes: where it is to run")
-    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU and hour")
+    parser.add_argument("--price", type=_price, metavar="DOLLARS", help="of a GPU and hour")
     parser.add_argument("--json", action="store_true", help="print JSON: bytes, seconds, dollars")
     parser.add_argument("--picture", metavar="FILE", help="draw the memory (and with more --nodes the scaling), a .png")
     parser.set_defaults(run=run)
@@ -50,41 +52,57 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sam_ds import recipes
-    from sam_ds.config import deepspeed, hostfile, overrides
-    from sam_ds.planning import machines
+    from sam_ds.config import deepspeed, overrides
 
     recipe = overrides.apply(recipes.get(args.recipe), args.set)
     config = deepspeed.load(args.deepspeed_config or DEFAULT_CONFIG)
+    gpu, worlds = _where(args, config)
+    if args.picture:
+        _check_picture(Path(args.picture))
+    spread_configs = [spread(config, world) for world in worlds] if args.nodes else [config]
+
+    os.environ["TRITON_INTERPRET"] = "1"  # the kernels are only asked for the shapes of their answers
+    from sam_ds.ops.choice import TRITON
+    from sam_ds.planning.advice import advise
+    from sam_ds.planning.plan import make_plan
+    from sam_ds.planning.report import draw, sweep_rows, sweep_text, to_json, to_text
+
+    if gpu.device == "cuda" and not TRITON:
+        print("sam-ds: triton is not installed here: planned with plain torch's ops, which hold more", file=sys.stderr)
+    tracer = make_tracer(gpu.device == "cuda")
+    plans = [make_plan(recipe, own, gpu, world, tracer) for own, world in zip(spread_configs, worlds, strict=True)]
+    advice = [advise(plan, tracer) if len(plans) == 1 or not plan.fits else [] for plan in plans]
+    if len(plans) > 1:
+        print(json.dumps(sweep_rows(plans), indent=1) if args.json else sweep_text(plans, advice))
+    else:
+        print(json.dumps(to_json(plans[0], advice[0]), indent=1) if args.json else to_text(plans[0], advice[0]))
+    if args.picture:
+        draw(plans, Path(args.picture))
+    return 0 if all(plan.fits for plan in plans) else 1
+
+
+def _where(args: argparse.Namespace, config: Any) -> tuple[Any, list[int]]:
+    """The GPU, as the options have it, and how many of them."""
+    from sam_ds.config import hostfile
+    from sam_ds.planning import machines
+
     gpu = machines.find(args.gpu)
     if args.price is not None:
         gpu = dataclasses.replace(gpu, price=args.price)
     if args.hostfile and args.nodes:
         raise UserError("--hostfile and --nodes both say where it runs: give one of them")
     if args.hostfile:
-        worlds = [hostfile.world_size(hostfile.load(args.hostfile))]
-    elif args.nodes:
-        worlds = [count * gpu.per_node for count in _counts(args.nodes)]
-    else:
-        worlds = [own_world(config)]
-    configs = [config] if args.hostfile or not args.nodes else [spread(config, world) for world in worlds]
-    if args.picture and Path(args.picture).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--picture {args.picture}: name a .png, .pdf or .svg")
+        hosts = hostfile.load(args.hostfile)
+        gpu = dataclasses.replace(gpu, per_node=max(host.slots for host in hosts))
+        return gpu, [hostfile.world_size(hosts)]
+    return gpu, [count * gpu.per_node for count in _counts(args.nodes)] if args.nodes else [own_world(config)]
 
-    os.environ["TRITON_INTERPRET"] = "1"  # the kernels are only asked for the shapes of their answers
-    from sam_ds.planning.advice import advise
-    from sam_ds.planning.plan import make_plan
-    from sam_ds.planning.report import draw, sweep_rows, sweep_text, to_json, to_text
 
-    tracer = make_tracer(gpu.name != "cpu")
-    plans = [make_plan(recipe, own, gpu, world, tracer) for own, world in zip(configs, worlds, strict=True)]
-    if len(plans) > 1:
-        print(json.dumps(sweep_rows(plans), indent=1) if args.json else sweep_text(plans))
-    else:
-        advice = advise(plans[0], tracer)
-        print(json.dumps(to_json(plans[0], advice), indent=1) if args.json else to_text(plans[0], advice))
-    if args.picture:
-        draw(plans, Path(args.picture))
-    return 0 if all(plan.fits for plan in plans) else 1
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--picture {path}: name a .png, .pdf or .svg")
+    if not path.parent.is_dir():
+        raise UserError(f"--picture {path}: there is no folder {path.parent}; make it first")
 
 
 def make_tracer(on_gpu: bool) -> Tracer:
@@ -109,6 +127,16 @@ def make_tracer(on_gpu: bool) -> Tracer:
     return run_without_data
 
 
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of dollars")
+    return price
+
+
 def _counts(text: str) -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
@@ -129,8 +157,10 @@ def own_world(config: Any) -> int:
 
 
 def spread(config: Any, world: int) -> Any:
-    """The config with the same batch on so many ranks, by another accumulation."""
-    batch = int(config.raw.get("train_batch_size", config.micro_batch * config.accumulation))
+    """The config with the same batch on so many ranks, by another accumulation; as it is if it names no batch."""
+    if "train_batch_size" not in config.raw:
+        return config
+    batch = int(config.raw["train_batch_size"])
     if batch % (config.micro_batch * world):
         raise UserError(
             f"{config.source}: a batch of {batch} in micro-batches of {config.micro_batch} does not divide among "

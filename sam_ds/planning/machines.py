@@ -17,6 +17,7 @@ from pathlib import Path
 from sam_ds.config.errors import UserError, nearest
 
 GIB = 2**30
+_MAY_BE_ZERO = ("call", "reserve", "fragments", "latency", "price")
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class Gpu:
     bandwidth: float  # bytes a second of its memory, as they are reached
     call: float  # seconds for which the host is busy with one operation
     peak: float  # the datasheet's floating-point operations a second, in bfloat16
+    float_factor: float = 1.0  # how many times longer products take in float32
     reserve: float = 0.0  # bytes that the driver and the communication take
-    fragments: float = 0.0  # part of the activations that the allocator loses
+    fragments: float = 0.0  # what the allocator loses, as a part of what comes and goes in a step
     per_node: int = 8
-    link: float = math.inf  # bytes a second between the GPUs of a node, each way
-    network: float = math.inf  # bytes a second of a node's network, each way
+    link: float = 1e12  # bytes a second between the GPUs of a node, each way
+    network: float = 1e12  # bytes a second of the network cards of one GPU, each way
     latency: float = 0.0  # seconds of a hop, of which a collective makes log2(ranks) at least
     price: float = 0.0  # dollars an hour
+    device: str = "cuda"  # or "cpu", on which other ops are chosen
     source: str = "assumed"  # where the reached parts come from
 
 
@@ -52,6 +55,7 @@ def _datasheet(
         bandwidth=0.75 * bandwidth * 1e12,
         call=8e-6,
         peak=tera * 1e12,
+        float_factor=16.0,  # torch leaves TF32 off
         reserve=2.0 * GIB,
         fragments=0.1,
         link=0.75 * link * 1e9,
@@ -64,10 +68,10 @@ def _datasheet(
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _datasheet("A100-40", 39.5, 312, 9.7, 1.555, 300, 200, 1.5),
-        _datasheet("A100-80", 79.2, 312, 9.7, 2.039, 300, 200, 2.0),
-        _datasheet("H100", 79.6, 989, 30.9, 3.35, 450, 400, 3.0),
-        _datasheet("H200", 139.8, 989, 30.9, 4.8, 450, 400, 3.8),
+        _datasheet("A100-40", 39.5, 312, 9.7, 1.555, 300, 25, 1.5),
+        _datasheet("A100-80", 79.2, 312, 9.7, 2.039, 300, 25, 2.0),
+        _datasheet("H100", 79.6, 989, 30.9, 3.35, 450, 50, 3.0),
+        _datasheet("H200", 139.8, 989, 30.9, 4.8, 450, 50, 3.8),
     )
 }
 
@@ -83,9 +87,31 @@ def find(name: str) -> Gpu:
     if not name.endswith(".json"):
         raise UserError(f"--gpu {name}: {nearest(name, GPUS)}; or give the file of a measured one (.json)")
     try:
-        return Gpu(**json.loads(Path(name).read_text(encoding="utf-8")))
+        values = json.loads(Path(name).read_text(encoding="utf-8"))
+        gpu = Gpu(**values)
     except OSError as error:
         raise UserError(f"--gpu {name}: cannot read it ({error.strerror})") from None
     except (ValueError, TypeError):
         fields = ", ".join(field.name for field in dataclasses.fields(Gpu))
         raise UserError(f"--gpu {name}: not a measured GPU: an object with {fields}") from None
+    _check(gpu, name)
+    return gpu
+
+
+def _check(gpu: Gpu, source: str) -> None:
+    for field in dataclasses.fields(Gpu):
+        value = getattr(gpu, field.name)
+        if field.name in ("name", "source", "device"):
+            good, must = isinstance(value, str), "a text"
+        elif type(value) not in (int, float) or not math.isfinite(value):
+            good, must = False, "a number"
+        elif field.name == "per_node":
+            good, must = type(value) is int and value >= 1, "a whole number from 1"
+        elif field.name in _MAY_BE_ZERO:
+            good, must = value >= 0, "at least 0"
+        else:
+            good, must = value > 0, "above 0"
+        if not good:
+            raise UserError(f"--gpu {source}: {field.name} must be {must}, not {value!r}")
+    if gpu.device not in ("cuda", "cpu"):
+        raise UserError(f"--gpu {source}: device must be cuda or cpu, not {gpu.device!r}")

@@ -28,14 +28,13 @@ _ZERO_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Shards:
-    """Bytes that a rank holds from start to end. Rank 0's, which has no less than any other."""
+    """Bytes that a rank, the first, has of each kind; no other has more."""
 
     weights: int  # in the precision of training, whole or in part
     masters: int  # float32 weights
     moments: int  # AdamW's two, float32
     gradients: int  # this rank's share, summed over micro-batches
     buckets: int  # for communication, made once
-    on_host: int  # of all these, what offloading moves to the host
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Memory:
     """Of a GPU, at the worst moment of a step; bytes by what they are for."""
 
     parts: dict[str, int]
+    steady: int  # of all parts, what is there from step to step
     host: int  # bytes a rank has in the host's memory by offloading
 
     @property
@@ -51,47 +51,47 @@ class Memory:
 
 
 def shards(trace: Trace, config: DeepSpeedConfig, world: int) -> Shards:
-    """What is there between steps, for one of ``world`` ranks."""
+    """What one of ``world`` ranks has, wherever it lies."""
     groups = [[trace.sizes[name] for name in group] for group in trace.groups]
-    own, whole = sum(share(config, group, world) for group in groups), sum(trace.sizes.values())
-    unit, on_host = trace.element_bytes, 0
-    weights = unit * (whole if config.zero_stage == 0 else own * world)
-    masters = 4 * own if config.zero_stage or unit < 4 else 0
-    buckets = gradients = 0  # ZeRO-2 makes them in every backward
+    own, unit = sum(share(config, group, world) for group in groups), trace.element_bytes
     if config.zero_stage == 3:
-        weights = unit * (own + sum(trace.sizes[name] for name in persistent(trace, config)))
+        whole = sum(trace.sizes[name] for name in persistent(trace, config))
+        weights = unit * (own + whole - (-trace.frozen // world))
         gradients = gradient_bytes(trace, config) * own
-        buckets = (4 if sums_in_float(config, "communication_data_type") else unit) * zero(config, "reduce_bucket_size")
-    if config.offload_optimizer:
-        on_host, masters, moments, gradients = masters + 8 * own + gradients, 0, 0, 0
+        buckets = sent_bytes(trace, config) * zero(config, "reduce_bucket_size")
     else:
-        moments = 8 * own
-    return Shards(weights + unit * trace.frozen + trace.buffers, masters, moments, gradients, buckets, on_host)
+        weights = unit * (own * world + trace.frozen)
+        gradients, buckets = sum(_gradients_of_stage_2(trace, config, world)), 0
+    return Shards(weights + trace.buffers, 4 * own, 8 * own, gradients, buckets)
 
 
 def memory(trace: Trace, config: DeepSpeedConfig, world: int) -> Memory:
     """The most that a rank, the first, holds at once in a step."""
-    held = shards(trace, config, world)
-    between = {
-        "weights": held.weights,
-        "float32 weights": held.masters,
-        "AdamW's moments": held.moments,
-        "gradients": held.gradients,
-        "communication": held.buckets,
-    }
+    held, host, offloaded = shards(trace, config, world), 0, config.offload_optimizer
+    parts = {"weights": held.weights, "communication": held.buckets}
+    if config.zero_stage == 3 and not offloaded:
+        parts["gradients"] = held.gradients
+    if offloaded:
+        # Beside them lie the gradients that the optimizer reads, and ZeRO-2's weights on their way to the GPU.
+        more = held.gradients if config.zero_stage == 3 else trace.element_bytes * held.masters // 4
+        host += held.masters + held.moments + held.masters + more
+    else:
+        parts |= {"float32 weights": held.masters, "AdamW's moments": held.moments}
+    if offloads_weights(config):
+        away = trace.element_bytes * (held.masters // 4)
+        parts["weights"] -= away
+        host += away
     moments = _backward_of_stage_3 if config.zero_stage == 3 else _backward_of_stage_2
     worst = max(moments(trace, config, world), key=lambda moment: sum(moment.values()))
-    parts = Counter(between) + Counter(worst)
-    return Memory({name: size for name, size in parts.items() if size}, held.on_host)
+    together = Counter(parts) + Counter(worst)
+    return Memory({name: size for name, size in together.items() if size}, sum(parts.values()), host)
 
 
 def share(config: DeepSpeedConfig, sizes: list[int], world: int) -> int:
     """Elements of an optimizer's group that each rank looks after.
 
-    ZeRO 1 and 2 lay the group end to end, round it up and split it; ZeRO-3 splits every parameter by itself.
+    ZeRO-2 lays the group end to end, rounds it up and splits it; ZeRO-3 splits every parameter by itself.
     """
-    if config.zero_stage == 0:
-        return sum(sizes)
     if config.zero_stage == 3:
         return sum(-(-size // world) for size in sizes)
     return -(-sum(sizes) // (_ALIGNMENT * world)) * _ALIGNMENT
@@ -112,6 +112,20 @@ def gradient_bytes(trace: Trace, config: DeepSpeedConfig) -> int:
     return 4 if sums_in_float(config, "grad_accum_dtype") else trace.element_bytes
 
 
+def sent_bytes(trace: Trace, config: DeepSpeedConfig) -> int:
+    """Of an element of the gradient when ranks add theirs up."""
+    return 4 if sums_in_float(config, "communication_data_type") else trace.element_bytes
+
+
+def offloads_weights(config: DeepSpeedConfig) -> bool:
+    return config.raw.get("zero_optimization", {}).get("offload_param", {}).get("device", "none") != "none"
+
+
+def overlaps(config: DeepSpeedConfig) -> bool:
+    """Whether communication runs beside the backward; DeepSpeed's default differs by stage."""
+    return bool(config.raw.get("zero_optimization", {}).get("overlap_comm", config.zero_stage == 3))
+
+
 def sums_in_float(config: DeepSpeedConfig, key: str) -> bool:
     """Whether gradients are accumulated, or communicated, in float32; if the config is silent, as weights are."""
     named = config.raw.get("data_types", {}).get(key) or config.raw.get(key)
@@ -123,40 +137,46 @@ def zero(config: DeepSpeedConfig, key: str) -> int:
 
 
 def _backward_of_stage_2(trace: Trace, config: DeepSpeedConfig, world: int) -> Iterator[dict[str, int]]:
-    """What is alive in each span, with the buckets and gradients that ZeRO 1 and 2 make on the way."""
+    """What is alive in each span, with the buckets and gradients that ZeRO-2 makes on the way."""
     unit, limit = trace.element_bytes, zero(config, "reduce_bucket_size")
-    to_float = unit < 4 and sums_in_float(config, "communication_data_type")
-    staged = gradient_bytes(trace, config) if config.zero_stage == 1 else unit
-    buffers = staged * limit * (1 + bool(config.raw.get("zero_optimization", {}).get("overlap_comm")))
-    gradients = 0 if config.offload_optimizer else _own_gradients(trace, config, world)
-    made, filled = {"communication": buffers, "gradients": gradients}, 0
+    casts = 4 if sent_bytes(trace, config) > unit else 0
+    buffers = unit * limit * (2 if overlaps(config) else 1)
+    if config.offload_optimizer:
+        buffers += unit * max(trace.sizes.values())  # through which gradients go to the host
+    by_group = _gradients_of_stage_2(trace, config, world)
+    # Those of earlier micro-batches are there from the start.
+    made = set(range(len(by_group))) if config.accumulation > 1 else set()
+    group_of = {name: index for index, names in enumerate(trace.groups) for name in names}
+    bucket: list[str] = []
     started = False
     for span in trace.spans:
-        yield {**span.most, **(made if started else {})}
+        held = {"gradients": sum(by_group[index] for index in made), "communication": buffers if started else 0}
+        yield {**span.most, **held}
         size = trace.sizes.get(span.parameter, 0)
-        ends = span.backward and not size
         started = started or span.backward
-        if started and filled and (ends or filled + size > limit):
+        filled = sum(trace.sizes[name] for name in bucket)
+        if bucket and (filled + size > limit or (span.backward and not size)):
+            made |= {group_of[name] for name in bucket}
+            gradients = sum(by_group[index] for index in made)
             # The full bucket's slices are laid end to end once more, and cast.
-            copies = filled * (unit + 4 * to_float)
-            yield {**span.last, **made, "communication": buffers + copies}
-            filled = 0
-        filled += size
+            yield {**span.last, "gradients": gradients, "communication": buffers + filled * (unit + casts)}
+            bucket = []
+        if size:
+            bucket.append(span.parameter)
 
 
-def _own_gradients(trace: Trace, config: DeepSpeedConfig, world: int) -> int:
-    """Bytes of the gradients that a rank keeps until the step."""
+def _gradients_of_stage_2(trace: Trace, config: DeepSpeedConfig, world: int) -> list[int]:
+    """Bytes of the gradients that a rank keeps until the step, by the optimizer's groups."""
     sizes = [[trace.sizes[name] for name in group] for group in trace.groups]
-    if config.zero_stage < 2:
-        return gradient_bytes(trace, config) * sum(map(sum, sizes))
     if gradient_bytes(trace, config) > trace.element_bytes:
-        return 4 * sum(share(config, group, world) for group in sizes)
+        return [4 * share(config, group, world) for group in sizes]
     # Those of its parameters are kept whole, also where the next rank's share begins within one.
-    touched = 0
+    touched = []
     for group in sizes:
-        starts = [0, *itertools.accumulate(group)]
-        touched += sum(size for size, start in zip(group, starts, strict=False) if start < share(config, group, world))
-    return trace.element_bytes * touched
+        starts = itertools.accumulate(group[:-1], initial=0)
+        own = [size for size, start in zip(group, starts, strict=True) if start < share(config, group, world)]
+        touched.append(trace.element_bytes * sum(own))
+    return touched
 
 
 def _backward_of_stage_3(trace: Trace, config: DeepSpeedConfig, world: int) -> Iterator[dict[str, int]]:
@@ -165,13 +185,13 @@ def _backward_of_stage_3(trace: Trace, config: DeepSpeedConfig, world: int) -> I
     to_release = {name: size for name, size in trace.sizes.items() if name not in persistent(trace, config)}
     kept = sum(size for name, size in to_release.items() if name in trace.kept)
     live = min(zero(config, "stage3_max_live_parameters"), zero(config, "stage3_max_reuse_distance"))
-    waiting = sum(to_release.values()) - kept
+    waiting = sum(to_release.values()) + trace.frozen - kept
     for span in trace.spans:
         gathered = trace.element_bytes * (kept + min(waiting, live))
         yield {**span.most, "gathered weights": gathered}
         size = trace.sizes.get(span.parameter, 0)
         if filled and (filled + size > limit or (span.backward and not size)):
-            copies = (4 if sums_in_float(config, "communication_data_type") else trace.element_bytes) * filled
+            copies = sent_bytes(trace, config) * filled
             yield {**span.last, "gathered weights": gathered, "communication": copies + copies // world}
             filled = 0
         filled += size

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sam_ds.config import curriculum
 from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.errors import UserError
 from sam_ds.config.schema import CurriculumConfig, Recipe
 from sam_ds.planning.machines import Gpu
 from sam_ds.planning.memory import Memory, memory
 from sam_ds.planning.step_time import step_time
 from sam_ds.planning.trace import Trace
+from sam_ds.storage import checkpoints
 
 # Pictures a second that one core reads and prepares, 64 of 100 masks each: benchmarks/results/data.csv.
 PICTURES_A_CORE = 63.0
-# A checkpoint holds float32 weights and AdamW's two moments.
-_CHECKPOINT_BYTES = 12
+# Keys of zero_optimization and bf16 that change memory or time in ways that are not planned, where not as usual.
+_USUAL = {
+    "contiguous_gradients": True,
+    "reduce_scatter": True,
+    "use_multi_rank_bucket_allreduce": True,
+    "parameter_alignment": False,
+    "zero_hpz_partition_size": 1,
+    "zero_quantized_weights": False,
+    "zero_quantized_nontrainable_weights": False,
+    "zero_quantized_gradients": False,
+}
+_BF16 = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
 
 # What runs a micro-batch of a stage of a recipe without data, in a precision.
 Tracer = Callable[[Recipe, int, str], Trace]
@@ -91,7 +103,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return _CHECKPOINT_BYTES * self.parameters
+        return checkpoints.NUM_BYTES * self.parameters
 
     @property
     def kept_bytes(self) -> int:
@@ -102,26 +114,54 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, config: DeepSpeedConfig, gpu: Gpu, world: int, tracer: Tracer) -> Plan:
-    """Plan a training on ``world`` GPUs. Each stage of a curriculum counts by its length.
+    """Plan a training on ``world`` GPUs. Each of its phases counts by its length.
 
     Raises:
-        UserError: the config's batch does not fit so many ranks.
+        UserError: the config's batch does not fit so many ranks, or its ZeRO stage is not one that is planned.
     """
+    if config.zero_stage < 2:
+        raise UserError(
+            f"{config.source}: ZeRO stage {config.zero_stage} is not planned; stage 2 holds less and sends as much"
+        )
     config = config.with_world(world)
-    stages = curriculum.stages(recipe)
-    lasts = [first for first, _ in stages[1:]] + [recipe.train.steps]
-    worst, parts, forward, sizes = None, dict[str, float](), 0.0, 0
-    for (first, stage), last in zip(stages, lasts, strict=True):
-        weight = (last - first) / recipe.train.steps
-        alone = dataclasses.replace(stage, curriculum=CurriculumConfig())
-        traced = tracer(alone, config.micro_batch, config.precision)
+    worst, parts, forward, parameters = None, dict[str, float](), 0.0, 0
+    for phase, weight in _phases(recipe):
+        traced = tracer(phase, config.micro_batch, config.precision)
         held = memory(traced, config, world)
         if worst is None or held.total > worst.total:
             worst = held
-        for name, seconds in step_time(traced, config, gpu, world).parts.items():
+        for name, seconds in step_time(traced, config, gpu, world).items():
             parts[name] = parts.get(name, 0.0) + weight * seconds
         forward += weight * traced.forward_flops
-        sizes = sum(traced.sizes.values()) + traced.frozen
+        parameters = sum(traced.sizes.values()) + traced.frozen
     assert worst is not None, "a recipe has a stage"
-    reserve = int(gpu.reserve + gpu.fragments * worst.total)
-    return Plan(recipe, config, gpu, world, worst, reserve, parts, forward, sizes)
+    reserve = int(gpu.reserve + gpu.fragments * (worst.total - worst.steady))
+    return Plan(recipe, config, gpu, world, worst, reserve, parts, forward, parameters)
+
+
+def not_planned(config: DeepSpeedConfig, recipe: Recipe) -> list[str]:
+    """Settings that change memory or time, and that a plan takes no account of."""
+    zero = config.raw.get("zero_optimization", {})
+    found = [key for key, usual in _USUAL.items() if zero.get(key, usual) != usual]
+    found += [f"bf16.{key}" for key, value in config.raw.get("bf16", {}).items() if value and key in _BF16]
+    found += [
+        f"{key}.{name}"
+        for key in ("offload_optimizer", "offload_param")
+        for name, usual in (("ratio", 1.0), ("nvme_path", None))
+        if zero.get(key, {}).get(name, usual) != usual
+    ]
+    return found + ["model.checkpoint_offload"] * recipe.model.checkpoint_offload
+
+
+def _phases(recipe: Recipe) -> Iterator[tuple[Recipe, float]]:
+    """The stages of a curriculum, and the frozen start: each as a recipe of its own, and its part of the steps."""
+    stages = curriculum.stages(recipe)
+    lasts = [first for first, _ in stages[1:]] + [recipe.train.steps]
+    frozen = recipe.optim.frozen_encoder_steps
+    for (first, stage), last in zip(stages, lasts, strict=True):
+        alone = dataclasses.replace(stage, curriculum=CurriculumConfig())
+        resting = max(0, min(frozen, last) - first)
+        for steps, rests in ((resting, 1), (last - first - resting, 0)):
+            if steps > 0:
+                optim = dataclasses.replace(alone.optim, frozen_encoder_steps=rests)
+                yield dataclasses.replace(alone, optim=optim), steps / recipe.train.steps

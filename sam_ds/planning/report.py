@@ -8,7 +8,7 @@ from typing import Any
 
 from sam_ds.planning.advice import Advice
 from sam_ds.planning.machines import GIB
-from sam_ds.planning.plan import Plan
+from sam_ds.planning.plan import Plan, not_planned
 
 # What the written plans that the recipes follow say of their length, and what the paper reports.
 CLAIMS = {
@@ -28,7 +28,7 @@ def to_text(plan: Plan, advice: Sequence[Advice]) -> str:
         "",
         f"Memory of a GPU, of {plan.gpu.memory / GIB:.1f} GiB",
         *_table(_memory(plan), GIB, "GiB", plan.gpu.memory),
-        *([f"  and {plan.memory.host / GIB:.1f} GiB a rank in the host's memory"] if plan.memory.host else []),
+        *([f"  and {_host(plan) / GIB:.1f} GiB of each host's memory"] if plan.memory.host else []),
         "",
         "Time of a step",
         *_table(plan.step_parts, 1e-3, "ms", plan.step_seconds),
@@ -40,6 +40,10 @@ def to_text(plan: Plan, advice: Sequence[Advice]) -> str:
     return "\n".join(lines)
 
 
+def _host(plan: Plan) -> float:
+    return plan.memory.host * min(plan.world, plan.gpu.per_node)
+
+
 def to_json(plan: Plan, advice: Sequence[Advice]) -> dict[str, Any]:
     """Bytes, seconds, dollars."""
     return {
@@ -47,6 +51,9 @@ def to_json(plan: Plan, advice: Sequence[Advice]) -> dict[str, Any]:
         "memory": {name: int(size) for name, size in _memory(plan).items()},
         "gpu_memory": int(plan.gpu.memory),
         "host_memory": plan.memory.host,
+        "rates": plan.gpu.source,
+        "not_planned": not_planned(plan.config, plan.recipe),
+        "documents": _claim(plan)[0],
         "step_seconds": {name: round(seconds, 6) for name, seconds in plan.step_parts.items()},
         "parameters": plan.parameters,
         "checkpoint_bytes": plan.checkpoint_bytes,
@@ -60,16 +67,20 @@ def sweep_rows(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     return [_figures(plan) for plan in plans]
 
 
-def sweep_text(plans: Sequence[Plan]) -> str:
-    """The scaling curve as a table."""
+def sweep_text(plans: Sequence[Plan], advice: Sequence[Sequence[Advice]]) -> str:
+    """The scaling curve as a table; ``advice``: of each plan."""
     first = plans[0]
     rows = ["nodes  GPUs  batch  pictures/s  of linear  GiB a GPU     days    dollars"]
     for plan in plans:
         linear = plan.pictures_per_second / (first.pictures_per_second / first.world * plan.world)
         rows.append(
             f"{plan.nodes:5g} {plan.world:5d} {plan.batch:6d} {plan.pictures_per_second:11.1f} {linear:9.0%} "
-            f"{plan.needed / GIB:10.1f}{'' if plan.fits else '!'} {plan.hours / 24:8.1f} {plan.dollars:10,.0f}"
+            f"{plan.needed / GIB:10.1f}{' ' if plan.fits else '!'} {plan.hours / 24:8.1f} {plan.dollars:10,.0f}"
         )
+    rows.append(f"all of it predicted; rates of {first.gpu.name}: {first.gpu.source}")
+    for plan, own in zip(plans, advice, strict=True):
+        if not plan.fits:
+            rows += ["", f"{plan.nodes:g} nodes", *_verdict(plan, own)]
     return "\n".join(rows)
 
 
@@ -90,7 +101,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
         bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
     bars.axhline(plans[0].gpu.memory / GIB, color="black", linestyle="--", linewidth=1, label="there is")
     bars.set_ylabel("GiB of a GPU, predicted")
-    bars.set_title(f"{plans[0].recipe.name}, ZeRO-{plans[0].config.zero_stage}")
+    bars.set_title(f"{plans[0].recipe.name}, ZeRO-{plans[0].config.zero_stage}; rates {plans[0].gpu.source}")
     handles, labels = bars.get_legend_handles_labels()
     bars.legend(handles[::-1], labels[::-1], fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     if count > 1:
@@ -142,7 +153,8 @@ def _table(parts: dict[str, int] | dict[str, float], unit: float, name: str, who
 
 
 def _length(plan: Plan) -> list[str]:
-    claim, hours = CLAIMS.get(plan.recipe.name, ("", 0.0))
+    claim, hours = _claim(plan)
+    left_out = not_planned(plan.config, plan.recipe)
     lines = [
         f"{plan.pictures_per_second:,.1f} pictures/s, {plan.pictures_per_second / plan.world:.2f} a GPU, "
         f"MFU {plan.utilization:.1%}; {plan.workers} loader process(es) a rank keep up",
@@ -151,9 +163,16 @@ def _length(plan: Plan) -> list[str]:
         f"a checkpoint is {plan.checkpoint_bytes / GIB:.1f} GiB; the run folder needs {plan.kept_bytes / GIB:.0f} GiB",
         f"rates of {plan.gpu.name}: {plan.gpu.source}",
     ]
+    if left_out:
+        lines.append(f"not in the plan: {', '.join(left_out)}")
     if claim:
         lines.append(f"the documents say {claim}: {hours:,.0f} GPU hours, {hours / plan.gpu_hours:.1f} times the plan")
     return lines
+
+
+def _claim(plan: Plan) -> tuple[str, float]:
+    """What the documents say, and in GPU hours: of A100s, so of no others."""
+    return CLAIMS.get(plan.recipe.name, ("", 0.0)) if plan.gpu.name.startswith("A100") else ("", 0.0)
 
 
 def _verdict(plan: Plan, advice: Sequence[Advice]) -> list[str]:

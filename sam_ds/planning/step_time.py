@@ -3,51 +3,45 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.planning.machines import Gpu
-from sam_ds.planning.memory import persistent, share, sums_in_float, zero
-from sam_ds.planning.operations import ATTENTION, LOSS, MATRIX
-from sam_ds.planning.trace import Trace
+from sam_ds.planning.memory import overlaps, persistent, sent_bytes, share, zero
+from sam_ds.planning.operations import ATTENTION, LOSS, MATRIX, MEMORY
+from sam_ds.planning.trace import Trace, Work
 
 # AdamW reads master, gradient and two moments, and writes all but the gradient back, and the weight.
 _ADAMW_READS, _ADAMW_WRITES = 4 * 4, 3 * 4
-_HOST_BANDWIDTH = 20e9  # bytes a second and GPU, of an AdamW on the host and of the way there and back; assumed
+# Assumed: bytes a second and GPU of an AdamW on the host with the way there and back, and the part of the computing
+# beside which communication can run (the backward, less its last bucket).
+_HOST_BANDWIDTH, _HIDDEN = 20e9, 0.5
 
 
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of one optimizer step by what they go to; they add up, but for ``hidden``."""
-
-    parts: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts.values())
-
-
-def step_time(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> StepTime:
-    """Of all micro-batches, the optimizer and what the ranks tell each other. Data is taken to be there in time."""
-    work, micro = trace.work, config.accumulation
+def step_time(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> dict[str, float]:
+    """Seconds of one optimizer step by what they go to, which add up. Data is taken to be there in time."""
+    work, slower = trace.work, gpu.float_factor if trace.element_bytes == 4 else 1.0
     device = {
-        "matrix products": sum(work[kind].flops for kind in (MATRIX,) if kind in work) / gpu.matrix,
-        "attention": sum(work[kind].flops for kind in (ATTENTION,) if kind in work) / gpu.attention,
-        "mask loss": sum(work[kind].flops for kind in (LOSS,) if kind in work) / gpu.instructions,
-        "other operations": sum(w.bytes for kind, w in work.items() if kind not in (MATRIX, ATTENTION, LOSS))
-        / gpu.bandwidth,
+        "matrix products": _sum(work, MATRIX).flops / gpu.matrix * slower,
+        "attention": _sum(work, ATTENTION).flops / gpu.attention * slower,
+        "mask loss": _sum(work, LOSS).flops / gpu.instructions,
+        "other operations": _sum(work, MEMORY).bytes / gpu.bandwidth,
     }
-    parts = {name: micro * seconds for name, seconds in device.items()}
-    calls = sum(w.calls for w in work.values()) * gpu.call
-    parts["waiting for the host"] = micro * max(0.0, calls - sum(device.values()))
+    parts = {name: config.accumulation * seconds for name, seconds in device.items()}
+    calls = sum(kind.calls for kind in work.values()) * gpu.call
+    parts["waiting for the host"] = config.accumulation * max(0.0, calls - sum(device.values()))
     parts["optimizer"] = _optimizer(trace, config, gpu, world)
     sent = communication(trace, config, world)
-    compute = sum(parts.values())
-    seconds = sum(_ring(size, gpu, world) for size in sent.values())
+    if gpu.device == "cpu" and config.zero_stage == 3:
+        sent = {**sent, "gradients": 2 * sent.get("gradients", 0.0)}  # gloo reduce-scatters by an all-reduce
+    seconds = _ring(sum(sent.values()), gpu, world)
     seconds += messages(trace, config, world) * gpu.latency * math.log2(max(2, world))
-    hidden = min(seconds, compute / 2) if config.raw.get("zero_optimization", {}).get("overlap_comm") else 0.0
-    parts["communication"] = seconds - hidden
-    return StepTime({name: value for name, value in parts.items() if value > 0})
+    beside = _HIDDEN * sum(parts.values()) if overlaps(config) else 0.0
+    parts["communication"] = max(0.0, seconds - beside)
+    return {name: value for name, value in parts.items() if value > 0}
+
+
+def _sum(work: dict[str, Work], kind: str) -> Work:
+    return work.get(kind, Work())
 
 
 def communication(trace: Trace, config: DeepSpeedConfig, world: int) -> dict[str, float]:
@@ -60,14 +54,14 @@ def communication(trace: Trace, config: DeepSpeedConfig, world: int) -> dict[str
     if world == 1:
         return {}
     size, micro = sum(trace.sizes.values()), config.accumulation
-    gradient = (4 if sums_in_float(config, "communication_data_type") else trace.element_bytes) * size * micro
-    if config.zero_stage < 3:
-        gathered = trace.element_bytes * size if config.zero_stage else 0
-        return {"gradients": 2.0 * gradient, "weights": float(gathered)}
-    split = size - sum(trace.sizes[name] for name in persistent(trace, config))
+    gradient = sent_bytes(trace, config) * size * micro
+    if config.zero_stage == 2:
+        return {"gradients": 2.0 * gradient, "weights": float(trace.element_bytes * size)}
+    kept = sum(trace.sizes[name] for name in persistent(trace, config))  # gathered once, after the step
+    split = size + trace.frozen - kept
     live = min(zero(config, "stage3_max_live_parameters"), zero(config, "stage3_max_reuse_distance"))
     again = max(0, split - live)
-    return {"gradients": float(gradient), "weights": float(trace.element_bytes * micro * (split + again))}
+    return {"gradients": float(gradient), "weights": float(trace.element_bytes * (kept + micro * (split + again)))}
 
 
 def messages(trace: Trace, config: DeepSpeedConfig, world: int) -> int:
@@ -76,19 +70,20 @@ def messages(trace: Trace, config: DeepSpeedConfig, world: int) -> int:
         return 0
     size, micro = sum(trace.sizes.values()), config.accumulation
     buckets = math.ceil(size / zero(config, "reduce_bucket_size")) * micro
-    if config.zero_stage < 3:
+    if config.zero_stage == 2:
         return buckets + 2 * len(trace.groups)  # a gather, and a look for what is not finite
     kept = len(persistent(trace, config))  # gathered one by one after the step
-    ahead = zero(config, "stage3_prefetch_bucket_size") or size
-    return buckets + kept + 2 * micro * math.ceil(size / ahead)
+    ahead = zero(config, "stage3_prefetch_bucket_size")
+    gathers = math.ceil(size / ahead) if ahead else len(trace.sizes) - kept
+    return buckets + kept + micro * gathers
 
 
 def _ring(size: float, gpu: Gpu, world: int) -> float:
     """Seconds in which ``size`` bytes go round: every link carries all of them but one rank's part.
 
-    A ring over nodes uses all network cards of a node at once, for each of its GPUs has its own.
+    A ring over nodes uses the network cards of all a node's GPUs at once.
     """
-    slowest = gpu.link if world <= gpu.per_node else min(gpu.link, gpu.network)
+    slowest = gpu.link if world <= gpu.per_node else min(gpu.link, gpu.network * gpu.per_node)
     return size * (world - 1) / world / slowest
 
 

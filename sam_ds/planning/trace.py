@@ -61,7 +61,6 @@ class Trace:
     kept: frozenset[str]  # parameters that ZeRO-3 gathers with the module around them, and keeps to the step's end
     frozen: int  # elements of all other parameters
     buffers: int  # bytes
-    pictures: int
     element_bytes: int  # of a weight
 
 
@@ -74,15 +73,18 @@ def trace(
         build: makes the task.
         wrap: switches its recomputation of activations on.
         batch: a micro-batch, with data (its sizes count, its values do not).
+        recipe: whose encoder is frozen if ``optim.frozen_encoder_steps`` says so of any step.
         precision: fp32, bf16 or fp16, of weights and activations.
         gpu: ops choose as they do on a GPU, with the kernels if they are installed.
     """
     with torch.device("meta"):
         task = build()
-    with _choosing(gpu), FakeTensorMode(allow_non_fake_inputs=True):
+    with _choosing(recipe, gpu), FakeTensorMode(allow_non_fake_inputs=True):
         _materialize(task, DTYPES[precision])
-        wrap(task)
         task.train()
+        if recipe.optim.frozen_encoder_steps:
+            task.encoder.requires_grad_(False).eval()
+        wrap(task)
         groups = param_groups(task, recipe.optim)
         recorder = _Recorder(task)
         with recorder:
@@ -103,16 +105,20 @@ def trace(
             kept=frozenset(_inside(task, tuple(task.leaf_modules()))),
             frozen=sum(p.numel() for p in parameters if not p.requires_grad),
             buffers=sum(b.nbytes for b in task.buffers()),
-            pictures=len(batch),
             element_bytes=DTYPES[precision].itemsize,
         )
 
 
 @contextlib.contextmanager
-def _choosing(gpu: bool) -> Iterator[None]:
+def _choosing(recipe: Recipe, gpu: bool) -> Iterator[None]:
     """Ops that choose for themselves choose as on a GPU, or else as on a CPU but for what compiled code does there."""
-    chosen = "rel_pos_attention=triton,mask_loss=triton,rasterize=triton" if gpu and TRITON else "rasterize=reference"
-    names = {"TRITON_INTERPRET": "1", VARIABLE: os.environ.get(VARIABLE, chosen)}
+    wanted = {"rel_pos_attention": recipe.model.attention, "mask_loss": recipe.loss.implementation, "rasterize": "auto"}
+    own = "triton" if gpu and TRITON else "auto"
+    chosen = {op: own if asked == "auto" else asked for op, asked in wanted.items()}
+    chosen |= dict(pair.split("=") for pair in os.environ.get(VARIABLE, "").replace(" ", "").split(",") if "=" in pair)
+    if chosen["rasterize"] != "triton":
+        chosen["rasterize"] = "reference"
+    names = {"TRITON_INTERPRET": "1", VARIABLE: ",".join(f"{op}={name}" for op, name in chosen.items())}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     try:

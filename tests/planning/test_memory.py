@@ -11,14 +11,14 @@ import pytest
 
 from sam_ds import recipes
 from sam_ds.config import deepspeed
-from sam_ds.planning.memory import shards
+from sam_ds.planning.memory import memory, shards
 from sam_ds.planning.plan import Tracer
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def of_deepspeed(config: Path, places: list[tuple[int, int]]) -> list[dict[str, int]]:
-    """Elements that DeepSpeed gives the ranks of (world, rank)."""
+    """Bytes that DeepSpeed gives the ranks of (world, rank)."""
     command = [sys.executable, "-m", "tests.planning.fake_world", "tiny", str(config)]
     command += [f"{world}:{rank}" for world, rank in places]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -40,8 +40,27 @@ def test_every_rank_holds_what_the_plan_says(
     places = [(world, rank % world) for world in (128, 256) for rank in ranks]
     for (world, _), found in zip(places, of_deepspeed(tmp_path / "config.json", places), strict=True):
         planned = shards(trace, config, world)
-        assert planned.weights - trace.buffers == 2 * found["weights"]
-        assert planned.masters == 4 * found["masters"]
-        assert planned.moments == 8 * found["masters"]
-        assert planned.gradients == 4 * found.get("gradients", 0)
-        assert planned.buckets == 4 * found.get("buckets", 0)
+        assert planned.weights - trace.buffers == found["weights"]
+        assert (planned.masters, planned.moments) == (found["masters"], 2 * found["masters"])
+        assert (planned.gradients, planned.buckets) == (found["gradients"], found["buckets"])
+
+
+def test_accumulated_gradients_are_there_from_the_start(tracer: Tracer) -> None:
+    trace = tracer(recipes.get("tiny"), 1, "bf16")
+    for stage, more in ((2, True), (3, False)):  # ZeRO-3 keeps them from step to step
+        raw = json.loads((deepspeed.CONFIG_DIR / f"zero{stage}_local.json").read_text()) | {"train_batch_size": 4}
+        raw["train_micro_batch_size_per_gpu"] = 1
+        raw["zero_optimization"]["reduce_bucket_size"] = 1000
+        once, twice = (deepspeed.parse(raw | {"gradient_accumulation_steps": times}) for times in (1, 2))
+        assert (memory(trace, twice, 1).total > memory(trace, once, 1).total) is more
+
+
+def test_the_host_takes_what_is_offloaded(tracer: Tracer) -> None:
+    trace = tracer(recipes.get("tiny"), 1, "bf16")
+    raw = json.loads((deepspeed.CONFIG_DIR / "zero3_local.json").read_text())
+    offloaded = raw["zero_optimization"] | {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    here, away = (deepspeed.parse(raw | {"zero_optimization": zero}) for zero in (raw["zero_optimization"], offloaded))
+    on_gpu, beside = memory(trace, here, 2), memory(trace, away, 2)
+    own = shards(trace, here, 2).masters // 4
+    assert on_gpu.host == 0 and beside.host == (4 + 8 + 4 + 4 + 2) * own
+    assert on_gpu.total - beside.total == (4 + 8 + 4 + 2) * own

@@ -10,6 +10,7 @@ import pytest
 
 from sam_ds import recipes
 from sam_ds.cli.main import main
+from sam_ds.cli.plan import spread
 from sam_ds.config import curriculum, deepspeed
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import CurriculumConfig, Recipe
@@ -60,12 +61,14 @@ def test_what_the_ranks_send(gpu_tracer: Tracer) -> None:
 
 def test_what_does_not_fit_gets_three_ways_that_do(gpu_tracer: Tracer) -> None:
     roomy = plan_of("zero2_local.json", gpu_tracer)
-    small = dataclasses.replace(A100, name="small", memory=0.9 * roomy.memory.total, reserve=0, fragments=0)
+    small = dataclasses.replace(A100, name="A100-40", memory=0.9 * roomy.memory.total, reserve=0, fragments=0)
     plan = plan_of("zero2_local.json", gpu_tracer, small)
     assert not plan.fits
     advice = advise(plan, gpu_tracer)
     assert len(advice) == 3 and all(x.plan.fits for x in advice)
-    assert [x.plan.hours for x in advice] == sorted(x.plan.hours for x in advice)
+    assert [x.plan.gpu.name for x in advice[:2]] == ["A100-40"] * 2  # what can be set comes before what can be bought
+    assert advice[0].plan.hours <= advice[1].plan.hours
+    assert len({x.text for x in advice}) == 3
     assert {x.plan.batch for x in advice} == {plan.batch}
     text = to_text(plan, advice)
     assert "IT DOES NOT FIT" in text and advice[0].text in text
@@ -107,6 +110,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--nodes", "3"], "does not divide among 24 GPUs"),
         (["--nodes", "2", "--hostfile", "hosts"], "give one of them"),
         (["--picture", "plan.gif"], "name a .png"),
+        (["--picture", "/not/there/plan.png"], "there is no folder /not/there"),
+        (["--price", "-3"], "no number of dollars"),
+        (["--price", "nan"], "no number of dollars"),
     ],
 )
 def test_a_mistake_is_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,10 +128,60 @@ def test_a_batch_that_hosts_cannot_share(tmp_path: Path, capsys: pytest.CaptureF
     assert "16 ranks" in capsys.readouterr().err
 
 
+def test_hosts_of_one_gpu_meet_on_the_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for name, text in {"one": "a slots=8\n", "eight": "".join(f"h{i} slots=1\n" for i in range(8))}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / "eight.json").write_text(
+            json.dumps(deepspeed.load("zero2_local.json").raw | {"train_batch_size": 32})
+        )
+        options = ["--deepspeed_config", str(tmp_path / "eight.json"), "--hostfile", str(tmp_path / name), "--json"]
+        assert main(["plan", "--recipe", "tiny", *options]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert (found["one"]["nodes"], found["eight"]["nodes"]) == (1, 8)
+    assert found["eight"]["step_seconds"]["communication"] > found["one"]["step_seconds"]["communication"]
+
+
+def test_a_config_without_a_batch_goes_anywhere() -> None:
+    raw = {key: value for key, value in deepspeed.load("zero2_local.json").raw.items() if key != "train_batch_size"}
+    assert spread(deepspeed.parse(raw), 16).global_batch(16) == 64
+
+
+def test_the_frozen_start_counts(gpu_tracer: Tracer) -> None:
+    recipe, config = recipes.get("tiny"), deepspeed.load("zero2_local.json")
+    rests = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, frozen_encoder_steps=400))
+    no_wait = dataclasses.replace(A100, call=0.0)
+    trained, rested = (make_plan(x, config, no_wait, 2, gpu_tracer) for x in (recipe, rests))
+    assert rested.hours < 0.95 * trained.hours and rested.memory.total == trained.memory.total
+    assert rested.parameters == trained.parameters
+
+
+def test_what_is_not_planned_is_said(gpu_tracer: Tracer) -> None:
+    raw = deepspeed.load("zero3_local.json").raw
+    hierarchical = deepspeed.parse(
+        raw | {"zero_optimization": raw["zero_optimization"] | {"zero_hpz_partition_size": 8}}
+    )
+    plan = make_plan(recipes.get("tiny"), hierarchical, A100, 2, gpu_tracer)
+    assert "not in the plan: zero_hpz_partition_size" in to_text(plan, [])
+    assert "not in the plan" not in to_text(plan_of("zero3_local.json", gpu_tracer), [])
+    with pytest.raises(UserError, match="stage 1 is not planned"):
+        make_plan(recipes.get("tiny"), deepspeed.parse(raw | {"zero_optimization": {"stage": 1}}), A100, 2, gpu_tracer)
+
+
 def test_a_measured_gpu_is_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(A100, name="mine", source="measured"))))
+    path, values = tmp_path / "mine.json", dataclasses.asdict(dataclasses.replace(A100, name="mine", source="measured"))
+    path.write_text(json.dumps(values))
     assert machines.find(str(path)).source == "measured"
+    for wrong, words in [
+        ({"memory": "80"}, "memory must be a number"),
+        ({"per_node": 0}, "per_node must be a whole number from 1"),
+        ({"matrix": 0}, "matrix must be above 0"),
+        ({"link": float("inf")}, "link must be a number"),
+        ({"device": "tpu"}, "device must be cuda or cpu"),
+    ]:
+        path.write_text(json.dumps(values | wrong))
+        with pytest.raises(UserError, match=words):
+            machines.find(str(path))
     path.write_text("[1]")
     with pytest.raises(UserError, match="not a measured GPU"):
         machines.find(str(path))

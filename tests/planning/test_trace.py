@@ -62,7 +62,7 @@ def test_every_gradient_comes_once(tracer: Tracer) -> None:
     names = [span.parameter for span in trace.spans if span.parameter]
     assert sorted(names) == sorted(trace.sizes)
     assert {name for group in trace.groups for name in group} == set(trace.sizes)
-    assert not any(span.last for span in trace.spans[:1]) or trace.spans[-1].backward
+    assert [span.backward for span in trace.spans] == [False] + [True] * (len(trace.spans) - 1)
 
 
 def test_work_grows_with_the_batch_and_not_with_recomputation(tracer: Tracer) -> None:
@@ -80,6 +80,32 @@ def test_a_gpu_has_the_kernels(gpu_tracer: Tracer, tracer: Tracer) -> None:
     assert dict(os.environ) == before
     assert on_gpu.work[ATTENTION].flops > 0
     assert max(sum(s.most.values()) for s in on_gpu.spans) < max(sum(s.most.values()) for s in on_cpu.spans)
+
+
+def test_ops_are_those_that_were_chosen(gpu_tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+
+    def peak(recipe: Recipe) -> int:
+        return max(sum(span.most.values()) for span in gpu_tracer(recipe, 2, "bf16").spans)
+
+    recipe = small()
+    plain = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, attention="reference"),
+        loss=dataclasses.replace(recipe.loss, implementation="reference"),
+    )
+    assert peak(plain) > 1.1 * peak(recipe)
+    monkeypatch.setenv(VARIABLE, "mask_loss=reference")  # overrules the recipe, and says nothing of the others
+    loud = dataclasses.replace(recipe, seed=1)
+    assert peak(recipe) < peak(loud) < peak(plain)
+
+
+def test_a_frozen_encoder_keeps_and_computes_less(tracer: Tracer) -> None:
+    recipe = small()
+    frozen = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, frozen_encoder_steps=1))
+    rests, trains = tracer(frozen, 2, "fp32"), tracer(recipe, 2, "fp32")
+    assert rests.frozen + sum(rests.sizes.values()) == sum(trains.sizes.values()) and rests.frozen > 0
+    assert rests.work[MATRIX].flops < 0.8 * trains.work[MATRIX].flops
 
 
 def test_no_file_of_weights_is_read(tracer: Tracer, tmp_path: Path) -> None:
