@@ -88,8 +88,9 @@ def gpus() -> dict[str, float]:
     rows = [row for row in numbers if len(row) == len(_QUERY)]
     if not rows:
         return {}
-    busy, used, total, heat, power = ([x for x in column if x is not None] for column in zip(*rows, strict=True))
-    full = [100 * some / most for some, most in zip(used, total, strict=False)]
+    busy, _, _, heat, power = ([x for x in column if x is not None] for column in zip(*rows, strict=True))
+    # A GPU that does not tell both has no part in it: another's number would take its place.
+    full = [100 * used / total for _, used, total, _, _ in rows if used is not None and total]
     found = {"gpus": float(len(rows))}
     found |= (
         {"gpu_utilization_percentage": statistics.mean(busy), "gpu_utilization_percentage_min": min(busy)}

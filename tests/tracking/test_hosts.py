@@ -76,6 +76,17 @@ def test_gpus_in_a_few_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }
 
 
+def test_a_gpu_that_does_not_tell_its_memory_gets_no_other_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    smi(
+        tmp_path,
+        "0, [N/A], 10000, 60, 100\n0, 20000, 80000, 60, 100\n0, 30000, [N/A], 60, 100\n0, 8000, 80000, 60, 100",
+    )
+    assert gpus()["gpu_memory_usage_percentage_max"] == 25.0
+
+
 @pytest.mark.parametrize(("says", "code"), [("No devices were found", 0), ("", 0), ("failed", 9)])
 def test_a_driver_in_trouble_says_nothing(
     says: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
