@@ -15,6 +15,7 @@ from common import ROOT
 
 Row = dict[str, str]
 Tables = dict[str, list[Row]]  # by the file's name without .csv
+Case = tuple[tuple[str, str], ...]  # columns that say what a row is about, and their values
 
 STAMPS = ("machine", "versions", "commit", "date")  # what ``append_rows`` adds
 
@@ -25,14 +26,16 @@ class Results:
 
     lower: tuple[str, ...] = ()  # is better
     higher: tuple[str, ...] = ()  # is better
+    nearer: tuple[str, ...] = ()  # to nothing is better: what a prediction is off, as a part of what was measured
     other: tuple[str, ...] = ()  # follows from the rest, or is neither good nor bad
 
     def of(self, column: str) -> str:
-        """``lower``, ``higher``, ``other``, or "" for a column of the key."""
-        kinds = {"lower": self.lower, "higher": self.higher, "other": self.other}
+        """``lower``, ``higher``, ``nearer``, ``other``, or "" for a column of the key."""
+        kinds = {"lower": self.lower, "higher": self.higher, "nearer": self.nearer, "other": self.other}
         return next((kind for kind, some in kinds.items() if any(fnmatch(column, one) for one in some)), "")
 
 
+_PREDICTED = Results(lower=("measured_*",), nearer=("off_*",), other=("predicted_*", "fitted"))
 RESULTS_OF = {
     "communication": Results(lower=("ms_50",), other=("ms_*", "*_gb_s")),
     "data": Results(lower=("ms",), other=("pictures_per_second", "times_baseline", "part_of_floor")),
@@ -47,7 +50,7 @@ RESULTS_OF = {
         other=("block_*", "num_*", "registers", "shared", "matrix", "warpgroup", "special", "loop*", "once_*"),
     ),
     "learning": Results(higher=("miou@*",), other=("minutes",)),
-    "memory": Results(lower=("measured_*",), other=("predicted_*", "off_*", "fitted")),
+    "memory": _PREDICTED,
     "peer_training": Results(
         lower=("memory_ratio",), higher=("ratio", "ours_rate"), other=("ours_*", "peer_*", "ratio_*", "parameters")
     ),
@@ -70,11 +73,11 @@ RESULTS_OF = {
 
 def results_of(table: str) -> Results:
     """Of a table that is not listed, what was measured beside a prediction."""
-    return RESULTS_OF.get(table, Results(lower=("measured_*",), other=("predicted_*", "off_*", "fitted")))
+    return RESULTS_OF.get(table, _PREDICTED)
 
 
-def key(table: str, row: Row) -> tuple[tuple[str, str], ...]:
-    """What a row is about, without where and when: columns that say so, and their values."""
+def key(table: str, row: Row) -> Case:
+    """What a row is about, without where and when."""
     results = results_of(table)
     return tuple((name, value) for name, value in row.items() if value and name not in STAMPS and not results.of(name))
 
@@ -109,7 +112,7 @@ def newest(rows: Iterable[Row], *names: str) -> list[Row]:
     return list({tuple(row.get(name, "") for name in ("machine", *names)): row for row in rows}.values())
 
 
-def by_case(table: str, rows: Iterable[Row]) -> dict[tuple[object, ...], Row]:
+def by_case(table: str, rows: Iterable[Row]) -> dict[tuple[str, Case], Row]:
     """The last row of each machine and of each thing that was measured."""
     return {(row.get("machine", ""), key(table, row)): row for row in rows}
 

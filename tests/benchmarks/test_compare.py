@@ -74,6 +74,24 @@ def test_more_can_be_better_and_something_is_more_than_nothing(tmp_path: Path) -
     assert "miou@1 of a, tiny, 500, trained: 50 to 40 (+20%)" in said
     assert "met of kill, exact, 100 %: 1 to 0 (+100%)" in said
     assert "failures of rle: 0 to 1 (+inf%)" in said
+    assert "gone.csv: only the old ones have it" in said
+
+
+def test_a_row_that_is_gone_is_said(tmp_path: Path) -> None:
+    code, said = compare(tmp_path, {"kernels": OLD}, {"kernels": "".join(OLD.splitlines(keepends=True)[:2])})
+    assert code == 1
+    assert "GONE   kernels.csv: loss, 64, cuda, theirs, full on A100" in said
+    assert "1 rows and 1 figures compared: 0 worse and 0 better by more than 10%, 1 rows gone" in said
+
+
+@pytest.mark.parametrize(
+    ("was", "off", "worse"),
+    [("0.02", "0.2", 1), ("0.02", "-0.2", 1), ("-0.2", "0.15", 0), ("-0.2", "-0.02", 0), ("0.01", "0.02", 0)],
+)
+def test_a_prediction_that_is_further_off_is_worse(was: str, off: str, worse: int, tmp_path: Path) -> None:
+    old = f"shape,measured_mb,predicted_mb,off_mb,machine\nb,100,99,{was},CPU\n"
+    code, said = compare(tmp_path, {"memory": old}, {"memory": old.replace(f",{was},", f",{off},")})
+    assert (code, said.count(f"WORSE  memory.csv: off_mb of b: {was} to {off} (+18%)")) == (worse, worse)
 
 
 def test_tables_without_a_common_row_say_so(tmp_path: Path) -> None:
