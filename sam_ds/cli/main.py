@@ -57,7 +57,11 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit code: 0, 2 after a user's mistake, 75 where other ranks have gone."""
+    """Run one command.
+
+    Returns its exit code: 0, 1 where a plan does not fit or gradients differ, 2 after a user's mistake, 75 where other
+    ranks have gone.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _check_command(arguments)

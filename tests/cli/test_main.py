@@ -9,6 +9,7 @@ import pytest
 
 import sam_ds
 from sam_ds.cli.main import COMMANDS, build_parser, main
+from tests.contracts.source import ROOT
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -27,6 +28,12 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert code == 0
     assert "example" in out
     assert f"sam-ds {command}" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_lists_every_command(command: str) -> None:
+    listed = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2].partition("\n## ")[0]
+    assert f"\nsam-ds {command} " in listed
 
 
 def test_help_does_not_wait_for_torch() -> None:
