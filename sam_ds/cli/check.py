@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -22,6 +23,9 @@ _EXAMPLE = """examples:
   sam-ds check --gradients --recipe tiny
   deepspeed --num_gpus 8 --module sam_ds check --gradients --recipe sam_vit_h --deepspeed_config my.json
 """
+# Options of how hosts are asked, and what they are of a ``Cluster``, which knows their defaults.
+_ASKING = {"master_addr": "master", "master_port": "port", "python": "python", "timeout": "timeout"}
+_NOT_FOR_GRADIENTS = ("hostfile", "data", "val", "output", "hosts", *_ASKING)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -43,29 +47,44 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         action="store_true",
         help="ask every host over ssh: reached, alike, as many GPUs as slots, in touch with the first host",
     )
-    parser.add_argument("--master_addr", metavar="ADDRESS", default="", help="with --hosts: as for the launcher")
-    parser.add_argument("--master_port", metavar="PORT", type=_port, default=29500, help="likewise (default: 29500)")
-    parser.add_argument(
-        "--python", metavar="PATH", default=sys.executable, help="with --hosts: their Python (default: this one)"
-    )
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=seconds, default=20.0, help="with --hosts: for each (default: 20)"
-    )
+    _add_asking(parser)
     parser.add_argument("--gradients", action="store_true", help="compare gradients with plain autograd")
     parser.set_defaults(run=run)
 
 
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    """The options of ``_ASKING``, which are in the arguments only where they were given."""
+    asking = parser.add_argument_group("with --hosts", argument_default=argparse.SUPPRESS)
+    asking.add_argument("--master_addr", metavar="ADDRESS", help="as for the launcher")
+    asking.add_argument("--master_port", metavar="PORT", type=_port, help="likewise (default: 29500)")
+    asking.add_argument("--python", metavar="PATH", help="the hosts' Python (default: this one)")
+    asking.add_argument("--timeout", metavar="SECONDS", type=seconds, help="for each host (default: 20)")
+
+
 def _port(text: str) -> int:
-    if not 1 <= int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 65535")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if 1 <= int(text) < 2**16:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 65535")
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options that would do nothing beside the others."""
+    idle = [f"--{name}" for name in _NOT_FOR_GRADIENTS if vars(args).get(name)]
+    if args.gradients and idle:
+        raise UserError(
+            f"--gradients runs one step here, on drawn pictures, and makes no use of {' and '.join(idle)}: "
+            "leave either out"
+        )
+    if args.hosts and not args.hostfile:
+        raise UserError("--hosts looks at the hosts of a hostfile: name it with --hostfile")
+    idle = [f"--{name}" for name in _ASKING if name in args]
+    if idle and not args.hosts:
+        raise UserError(f"{' and '.join(idle)} would do nothing: only --hosts asks hosts; give it, or leave that out")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.hostfile and args.gradients:
-        raise UserError("--hostfile is for a run elsewhere; --gradients runs here: give one of them")
-    if args.hosts and not args.hostfile:
-        raise UserError("--hosts looks at the hosts of a hostfile: name it with --hostfile")
+    _check_options(args)
     hosts = hostfile.load(args.hostfile) if args.hostfile else ()
     recipe, config = read_run_options(args, hostfile.world_size(hosts) or None)
     from sam_ds.training import tasks
@@ -93,16 +112,9 @@ def run(args: argparse.Namespace) -> int:
 def _look_at(args: argparse.Namespace, hosts: tuple[hostfile.Host, ...], needs: Needs) -> Findings:
     from sam_ds.planning.hosts import Cluster, look_at
 
-    cluster = Cluster(
-        hosts,
-        args.hostfile,
-        args.python,
-        args.master_addr,
-        args.master_port,
-        gpus=os.environ.get("DS_ACCELERATOR") != "cpu",
-        timeout=args.timeout,
-    )
-    return look_at(cluster, needs)
+    asking: dict[str, Any] = {known: getattr(args, name) for name, known in _ASKING.items() if name in args}
+    gpus = os.environ.get("DS_ACCELERATOR") != "cpu"
+    return look_at(Cluster(hosts, args.hostfile, gpus=gpus, **asking), needs)
 
 
 def _needs(args: argparse.Namespace, recipe: Any, kit: Any) -> Needs:
@@ -116,9 +128,10 @@ def _needs(args: argparse.Namespace, recipe: Any, kit: Any) -> Needs:
 
     with torch.device("meta"):
         task = kit.build(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init="")))
-    size = checkpoints.NUM_BYTES * sum(parameter.numel() for parameter in task.parameters())
-    # One is written before another is deleted.
-    return Needs(data, args.output, size, recipe.train.keep_last + recipe.train.keep_best + 1)
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    return Needs(
+        data, args.output, checkpoints.NUM_BYTES * parameters, checkpoints.space_for_all(recipe.train, parameters)
+    )
 
 
 def _gradients(recipe: Any, config: Any) -> int:

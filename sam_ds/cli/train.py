@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -58,10 +59,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def seconds(text: str) -> float:
     """What the option of a length of time takes."""
-    value = float(text)
-    if not 1.0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 1000000")
-    return value
+    with contextlib.suppress(ValueError):
+        if 1.0 <= float(text) <= 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 1 to 1000000")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

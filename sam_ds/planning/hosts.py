@@ -7,6 +7,7 @@ import secrets
 import shutil
 import statistics
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ class Needs:
     data: tuple[str, ...] = ()  # folders of pictures
     output: str = ""  # the run folder; "": not looked at
     checkpoint: int = 0  # bytes of one
-    checkpoints: int = 1  # that will be there at once
+    checkpoints: int = 0  # bytes of all that will be there at once
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Cluster:
 
     hosts: tuple[Host, ...]
     hostfile: str  # for messages
-    python: str  # its path on every host
+    python: str = sys.executable  # its path on every host
     master: str = ""  # the address that the ranks meet at; "": as DeepSpeed's launcher chooses
     port: int = 29500
     gpus: bool = True  # its slots are GPUs
@@ -108,9 +109,13 @@ def look_at(cluster: Cluster, needs: Needs) -> Findings:
     return findings
 
 
-def _told_interfaces(findings: Findings) -> list[str]:
-    """The network interfaces that gloo is told by a ``.deepspeed_env``, which the launcher hands on to all hosts."""
-    name, told = os.environ.get("DS_ENV_FILE", ".deepspeed_env"), ""
+def _told_interfaces(findings: Findings) -> dict[str, str]:
+    """The variables that tell gloo and NCCL their network interfaces, as the launcher hands them on to all hosts.
+
+    Of a shell's own variables it hands on those of NCCL; a ``.deepspeed_env`` goes before them.
+    """
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    told = {probe.NCCL: os.environ.get(probe.NCCL, "")}
     for path in dict.fromkeys(folder / name for folder in (Path.home(), Path())):
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         for number, line in enumerate(text.splitlines(), start=1):
@@ -120,8 +125,9 @@ def _told_interfaces(findings: Findings) -> list[str]:
                     f"this machine: {path}, line {number}: {line!r} is not NAME=value, and the launcher takes nothing "
                     "else, no empty line either; correct it"
                 )
-            told = value if key.strip() == "GLOO_SOCKET_IFNAME" else told
-    return [word.strip() for word in told.split(",") if word.strip()]
+            if key.strip() in (probe.GLOO, probe.NCCL):
+                told[key.strip()] = value.strip()
+    return told
 
 
 def _master(cluster: Cluster, first: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -203,16 +209,16 @@ def _judge_output(where: str, needs: Needs, found: Mapping[str, Any], findings: 
     if "problem" in found:
         findings.faults.append(f"{where}{needs.output} cannot be written ({found['problem']}); choose another --output")
         return
-    free, all_of_them = found["free"], needs.checkpoint * needs.checkpoints
+    free = found["free"]
     if free < needs.checkpoint:
         findings.faults.append(
             f"{where}{found['place']} has {free / 1e9:.2f} GB free, and a checkpoint of this model needs "
             f"{needs.checkpoint / 1e9:.2f}; free some, or choose another --output"
         )
-    elif free < all_of_them:
+    elif free < needs.checkpoints:
         findings.notes.append(
-            f"{where}{found['place']} lacks {(all_of_them - free) / 1e9:.2f} GB for the {needs.checkpoints} "
-            "checkpoints that the recipe will have there"
+            f"{where}{found['place']} lacks {(needs.checkpoints - free) / 1e9:.2f} GB for the checkpoints that the "
+            "recipe will have there"
         )
 
 
@@ -229,12 +235,17 @@ def _judge_network(
         name, said = report["name"], f"{host.name}: "
         if name["missing"]:
             missing = " or ".join(name["missing"])
-            findings.faults.append(f"{said}has no network interface {missing}; correct GLOO_SOCKET_IFNAME")
+            findings.faults.append(f"{said}has no network interface {missing}; correct {probe.GLOO}")
         elif not name["told"] and (not name["address"] or name["address"].startswith("127.")):
             interface = report.get("interface") or "eth0"
             findings.faults.append(
                 f"{said}its own name {name['host']} means {name['address'] or 'nothing'} there, where nobody can reach "
-                f"it; correct its /etc/hosts, or write GLOO_SOCKET_IFNAME={interface} into a file .deepspeed_env here"
+                f"it; correct its /etc/hosts, or write {probe.GLOO}={interface} into a file .deepspeed_env here"
+            )
+        if cluster.gpus and name["unfit"]:
+            findings.faults.append(
+                f"{said}{probe.NCCL}={name['unfit']} fits none of its network interfaces ({', '.join(name['there'])}); "
+                f"correct {probe.NCCL}"
             )
         if "unheard" in report and master:
             findings.faults.append(

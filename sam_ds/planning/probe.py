@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # the variables that tell them their network interfaces
 _PACKAGES = ("torch", "triton", "deepspeed")
 _LISTING = 5.0  # seconds that going through a folder of data may take
 _SIOCGIFADDR = 0x8915  # of Linux: the IPv4 address of an interface
@@ -37,9 +38,9 @@ def main(wanted: dict[str, Any]) -> None:
     """Look at this host and print what is found.
 
     ``wanted``: ``folder`` (where the launcher is started), ``gpus`` (whether to look for them), ``data`` (folders),
-    ``output`` (a folder or None), ``interfaces`` (of the network, that gloo is told), ``token`` (of this check). The
-    first host gets ``listen`` (a port) and ``seconds`` (how long it is there for the others at most); the others get
-    ``master`` (its address and port, or None) and ``marker`` (a file that it wrote, or None).
+    ``output`` (a folder or None), ``interfaces`` (of the network: what gloo and NCCL are told, by variable), ``token``
+    (of this check). The first host gets ``listen`` (a port) and ``seconds`` (how long it is there for the others at
+    most); the others get ``master`` (its address and port, or None) and ``marker`` (a file that it wrote, or None).
     """
     tell(doing=f"the folder {wanted['folder']}")
     report: dict[str, Any] = {"folder": os.path.isdir(wanted["folder"])}
@@ -159,14 +160,38 @@ def writable(folder: str) -> dict[str, str | int]:
     return {"place": place, "free": shutil.disk_usage(place).free}
 
 
-def own_name(interfaces: list[str]) -> dict[str, Any]:
-    """What this host's name means to itself: gloo waits there for the others, unless it is told an interface."""
+def own_name(interfaces: dict[str, str]) -> dict[str, Any]:
+    """What this host's name means to itself: gloo waits there for the others, unless it is told an interface.
+
+    ``missing``: interfaces that gloo is told and that are not there; ``unfit``: what NCCL is told, if none fits it.
+    """
     name, address = socket.gethostname(), ""
     with contextlib.suppress(OSError):
         address = socket.gethostbyname(name)
-    told = interfaces or list(filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")))
-    there = {found for _, found in socket.if_nameindex()}
-    return {"host": name, "address": address, "told": bool(told), "missing": sorted(set(told) - there)}
+    words = {variable: interfaces.get(variable) or os.environ.get(variable, "") for variable in (GLOO, NCCL)}
+    told = {word.strip() for word in words[GLOO].split(",") if word.strip()}
+    there = [found for _, found in socket.if_nameindex()]
+    return {
+        "host": name,
+        "address": address,
+        "told": bool(told),
+        "missing": sorted(told - set(there)),
+        "unfit": "" if any(nccl_takes(found, words[NCCL]) for found in there) else words[NCCL],
+        "there": there,
+    }
+
+
+def nccl_takes(interface: str, told: str) -> bool:
+    """Whether NCCL may use an interface, by its documentation of NCCL_SOCKET_IFNAME.
+
+    ``told`` lists beginnings of names; after "=" whole names; after "^" what not to use. ":" and a port may follow a
+    name.
+    """
+    names = told[1:] if told.startswith("^") else told
+    exact = names.startswith("=")
+    words = [word.partition(":")[0] for word in names[exact:].split(",") if word]
+    fits = any(interface == word if exact else interface.startswith(word) for word in words)
+    return fits != told.startswith("^") or not words
 
 
 def first_host(wanted: dict[str, Any], report: dict[str, Any]) -> None:

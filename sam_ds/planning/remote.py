@@ -47,7 +47,7 @@ def asked(host: str | None, python: str, wanted: dict[str, Any], timeout: float)
         host: for ssh; None: this machine, without ssh.
         python: the path of the Python there.
         wanted: for ``probe.main``.
-        timeout: seconds until the host is given up.
+        timeout: seconds until a host that has not answered is given up.
 
     Raises:
         UserError: there is no ssh here.
@@ -62,12 +62,15 @@ def asked(host: str | None, python: str, wanted: dict[str, Any], timeout: float)
         except OSError as error:
             raise UserError(f"{command[0]} cannot be run here ({error.strerror}): install it") from None
         with process:
-            timer = threading.Timer(timeout, process.kill)
-            timer.start()
             try:
-                yield _answer(process, wanted, errors, host or "", timeout)
+                timer = threading.Timer(timeout, process.kill)
+                timer.start()
+                try:
+                    answer = _answer(process, wanted, errors, host or "", timeout)
+                finally:
+                    timer.cancel()  # an answer is all that it has to be in time with: the others take time too
+                yield answer
             finally:
-                timer.cancel()
                 process.terminate()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_ds.config.errors import UserError
+from sam_ds.config.schema import TrainConfig
 
 MANIFEST = "complete.json"
 WEIGHTS = "weights.safetensors"
@@ -162,6 +164,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def space_for_all(train: TrainConfig, parameters: int) -> int:
+    """Bytes of all checkpoints that a training has at once, at most: one is written before another is deleted."""
+
+    def times(*every: int) -> int:
+        """How often a training comes to a step that is a multiple of each; of 0 it never does."""
+        common = math.lcm(train.keep_every, *every)
+        return train.steps // common if common else 0
+
+    spaced = times(train.save_every)  # of those that are saved, what ``keep_every`` keeps
+    if train.keep_best:  # a better score has one saved too
+        spaced += times(train.eval_every) - times(train.save_every, train.eval_every)
+    return NUM_BYTES * parameters * (train.keep_last + train.keep_best + spaced + 1)
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -187,20 +187,17 @@ def _open_data(kit: tasks.Kit, data: str, val: str | None) -> None:
 
 def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
     """What the user should know of the space for checkpoints. Raises UserError if there is not enough for one."""
-    train = engine.recipe.train
-    needed = checkpoints.NUM_BYTES * sum(math.prod(shape) for shape in engine.shapes.values())
+    parameters = sum(math.prod(shape) for shape in engine.shapes.values())
+    needed, of_all = checkpoints.NUM_BYTES * parameters, checkpoints.space_for_all(engine.recipe.train, parameters)
     free = shutil.disk_usage(folder.path).free
-    kept = train.keep_last + train.keep_best + 1  # one is written before another is deleted
-    missing = max(0, kept - len(checkpoints.find(folder.checkpoints))) * needed - free
+    missing = of_all - len(checkpoints.find(folder.checkpoints)) * needed - free
     if free < needed:
         raise UserError(
             f"{folder.path} has {free / 1e9:.2f} GB free, and a checkpoint of this model needs {needed / 1e9:.2f}: "
             "free some, or choose another --output"
         )
     if missing > 0:
-        return [
-            f"{folder.path} lacks {missing / 1e9:.2f} GB for the {kept} checkpoints that the recipe will have there"
-        ]
+        return [f"{folder.path} lacks {missing / 1e9:.2f} GB for the checkpoints that the recipe will have there"]
     return []
 
 

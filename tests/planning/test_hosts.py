@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sam_ds.cli.main import main
+from sam_ds.planning import probe
 
 # ssh … HOST COMMAND, where HOST.sh may change what the command sees; and ssh -G HOST, which shows settings.
 SSH = """#!/usr/bin/env bash
@@ -85,7 +86,8 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("DS_ENV_FILE", str(tmp_path / "environment"))
     monkeypatch.setenv("ALIVE", "15")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    for name in ("DS_ACCELERATOR", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
     return Hosts(tmp_path, capsys)
 
 
@@ -140,6 +142,13 @@ def test_a_host_that_hangs(hosts: Hosts) -> None:
     silent, looking = hosts.faults("--timeout", "5")
     assert "b: it takes ssh, but runs nothing, for 5 s" in silent
     assert "c: it hangs at nvidia-smi, for 5 s" in looking
+
+
+def test_slow_hosts_have_their_time_each(hosts: Hosts) -> None:
+    for host in "ab":
+        hosts.reached(host, "sleep 4")  # together longer than the time of one
+    code, _, faults = hosts.check("--timeout", "7")
+    assert (code, faults) == (0, [])
 
 
 def test_another_python(hosts: Hosts) -> None:
@@ -252,6 +261,36 @@ def test_what_gloo_will_listen_on(hosts: Hosts, tmp_path: Path) -> None:
     assert "GLOO_SOCKET_IFNAME=lo" in nothing  # the interface that leads to a
 
 
+@pytest.mark.parametrize("told", ["ib", "=l", "=ib0,ib1", "^lo,eth", "ib0:4000"])
+def test_no_interface_is_what_nccl_is_told(told: str, hosts: Hosts, tmp_path: Path) -> None:
+    for host in "bc":
+        hosts.python(host, "import socket\nsocket.if_nameindex = lambda: [(1, 'lo'), (2, 'eth0')]")
+    hosts.python("a", "import socket\nsocket.if_nameindex = lambda: [(1, 'lo'), (2, 'x'), (3, 'ib0'), (4, 'l')]")
+    (tmp_path / "environment").write_text(f"GLOO_SOCKET_IFNAME=lo\nNCCL_SOCKET_IFNAME={told}\n")
+    lines = hosts.faults()
+    assert [line.split(":")[1] for line in lines] == [" b", " c"]
+    assert f"NCCL_SOCKET_IFNAME={told} fits none of its network interfaces (lo, eth0); correct" in lines[0]
+
+
+@pytest.mark.parametrize("told", ["", "e", "ib,eth", "=eth0", "=ib0,eth0", "^lo", "^=eth", "^docker,lo", "eth0:4000"])
+def test_an_interface_that_nccl_is_told(told: str) -> None:
+    assert probe.nccl_takes("eth0", told)
+
+
+def test_the_launcher_hands_on_what_nccl_is_told_here(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "nowhere")
+    for host in "abc":
+        hosts.reached(host, "unset NCCL_SOCKET_IFNAME")  # ssh itself hands nothing on
+    assert len(hosts.faults()) == 3
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # which does not use NCCL
+    assert hosts.check()[0] == 0
+    monkeypatch.delenv("DS_ACCELERATOR")
+    (tmp_path / "environment").write_text("GLOO_SOCKET_IFNAME=lo\nNCCL_SOCKET_IFNAME=lo\n")  # goes before it
+    assert hosts.check()[0] == 0
+
+
 def test_a_file_of_variables_that_the_launcher_cannot_read(hosts: Hosts, tmp_path: Path) -> None:
     (tmp_path / "environment").write_bytes(b"GLOO_SOCKET_IFNAME=lo\n\n\xff\n")
     empty, other = hosts.faults()
@@ -304,7 +343,35 @@ def test_space_for_checkpoints(
     assert f"{tmp_path} has 2.00 GB free, and a checkpoint of this model needs 7.69;" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 8 * 10**9))
     assert main(check) == 0
-    assert f"note: {tmp_path} lacks" in capsys.readouterr().out
+    # Of 90,000 steps the newest three, the best, and one being written.
+    assert f"note: {tmp_path} lacks 30.47 GB for the checkpoints" in capsys.readouterr().out
+    assert main([*check, "--set", "train.keep_every=10000"]) == 0
+    assert f"note: {tmp_path} lacks 99.70 GB for the checkpoints" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--gradients", "--data", "a", "--hosts"), ["--gradients runs one step here", "--data and --hosts"]),
+        (("--gradients", "--hostfile", "hostfiles/local.hostfile"), ["makes no use of --hostfile"]),
+        (("--gradients", "--val", "a", "--output", "b"), ["--val and --output"]),
+        (("--gradients", "--timeout", "5"), ["makes no use of --timeout"]),
+        (("--python", "python3", "--timeout", "20"), ["--python and --timeout would do nothing", "--hosts"]),
+        (("--master_addr", "a", "--master_port", "29500"), ["--master_addr and --master_port would do nothing"]),
+        (("--hosts", "--master_port", "x"), ["--master_port: 'x' is no whole number from 1 to 65535"]),
+        (("--hosts", "--master_port", "65536"), ["'65536' is no whole number from 1 to 65535"]),
+        (("--hosts", "--timeout", "soon"), ["--timeout: 'soon' is no number of seconds from 1 to 1000000"]),
+        (("--hosts", "--timeout", "nan"), ["'nan' is no number of seconds"]),
+    ],
+)
+def test_options_that_mean_nothing(
+    options: tuple[str, ...], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--recipe", "tiny", *options]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    for word in words:
+        assert word in line
 
 
 def test_hosts_of_no_hostfile(capsys: pytest.CaptureFixture[str]) -> None:

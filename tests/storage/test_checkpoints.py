@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sam_ds.config.errors import UserError
+from sam_ds.config.schema import TrainConfig
 from sam_ds.storage import checkpoints
 from sam_ds.storage.checkpoints import Manifest, step_folder
 from tests.storage.cases import complete
@@ -33,6 +34,24 @@ def test_only_complete_folders_count_and_the_newest_and_the_best_stay(tmp_path: 
     step_folder(tmp_path, 20).rename(tmp_path / "step_00000020.deleted")  # as a kill while deleting leaves it
     checkpoints.recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000050"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({}, 4),  # the newest two, the best, one being written
+        ({"keep_best": False}, 3),
+        ({"keep_every": 10}, 4 + 10),
+        ({"keep_every": 25}, 4 + 2),  # only those are kept that are saved: at 50 and 100
+        ({"keep_every": 15, "eval_every": 5}, 4 + 6),  # for a better score one is saved anywhere
+        ({"keep_every": 10, "eval_every": 5, "save_every": 20}, 4 + 10),  # both at once are one
+        ({"keep_every": 15, "eval_every": 5, "keep_best": False}, 3 + 3),
+        ({"keep_every": 10, "eval_every": 0, "save_every": 0}, 4),
+    ],
+)
+def test_the_space_for_all_checkpoints(settings: dict[str, Any], count: int) -> None:
+    train = TrainConfig(**{"steps": 100, "save_every": 10, "eval_every": 20, "keep_last": 2} | settings)
+    assert checkpoints.space_for_all(train, 1000) == count * 12_000
 
 
 def test_a_damaged_one_is_set_aside_and_nothing_is_lost(tmp_path: Path) -> None:
