@@ -108,9 +108,7 @@ class Plan:
     @property
     def kept_bytes(self) -> int:
         """Of all checkpoints that are there at once, one being written among them."""
-        train = self.recipe.train
-        spaced = train.steps // train.keep_every if train.keep_every else 0
-        return self.checkpoint_bytes * (train.keep_last + train.keep_best + spaced + 1)
+        return checkpoints.space_for_all(self.recipe.train, self.parameters)
 
 
 def make_plan(recipe: Recipe, config: DeepSpeedConfig, gpu: Gpu, world: int, tracer: Tracer) -> Plan:
