@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from sam_ds.config import deepspeed, recipe_file
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.training import tasks
-
-_STEP = "the measured step"
 
 
 def main(settings_path: str, result_path: str) -> None:
@@ -38,19 +36,16 @@ def measure(point: dict[str, Any], steps: int) -> dict[str, float]:
     """Bytes and seconds of one point: a recipe and a config."""
     recipe, config = recipe_file.from_dict(point["recipe"]), deepspeed.parse(point["deepspeed"])
     kit = tasks.kit(recipe.task)
-    gc.collect()
+    engine = Engine(kit.build, recipe, config)
+    batches = [kit.full_batch(recipe, config.micro_batch)] * config.accumulation
+    engine.train_step(batches, 0)  # makes the moments
+    engine.train_step(batches, 1)  # ZeRO-3 now knows the order of the weights
+    before = _held()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        engine = Engine(kit.build, recipe, config)
-        batch = kit.full_batch(recipe, config.micro_batch)
-        batches = [batch] * config.accumulation
-        engine.train_step(batches, 0)  # makes the moments
-        engine.train_step(batches, 1)  # ZeRO-3 now knows the order of the weights
-        with record_function(_STEP):
-            engine.train_step(batches, 2)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak(recorded)
+        engine.train_step(batches, 2)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else before + _most_more(recorded)
     del recorded
     seconds = []
     for step in range(3, 3 + steps):
@@ -62,15 +57,22 @@ def measure(point: dict[str, Any], steps: int) -> dict[str, float]:
     return {"bytes": peak, "seconds": statistics.median(seconds) if seconds else float("nan")}
 
 
-def _peak(recorded: profile) -> int:
-    """Most bytes that tensors in the host's memory held at once during the step."""
+def _held() -> int:
+    """Bytes of all tensors that there are.
+
+    Adding up allocations from the start would count too many: what gloo's threads free, the profiler does not see.
+    """
+    gc.collect()
+    tensors = (x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.device.type != "meta")
+    storages = [x.untyped_storage() for x in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _most_more(recorded: profile) -> int:
+    """How many bytes more than at the beginning tensors in the host's memory held at most."""
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
-    events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    step = next(event for event in events if event.name() == _STEP)
-    first, last = step.start_ns(), step.start_ns() + step.duration_ns()
-    memory = [event for event in events if event.name() == "[memory]"]
-    levels = itertools.accumulate(event.nbytes() for event in memory)
-    return max(level for event, level in zip(memory, levels, strict=True) if first <= event.start_ns() <= last)
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 if __name__ == "__main__":
