@@ -115,15 +115,15 @@ def main() -> None:
 
 
 def measure(points: list[Point], world: int, steps: int) -> list[dict[str, float]]:
-    """The largest of the ranks' bytes and seconds, by point."""
-    described = [
-        {"recipe": recipe_file.to_dict(point.recipe), "deepspeed": point.config(world).raw} for point in points
-    ]
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = {"world": world, "points": described, "steps": steps, "accelerator": accelerator}
-    with tempfile.TemporaryDirectory() as folder:
-        by_rank = ranks.run("memory_loop.py", settings, Path(folder) / "run")
-    return [{name: max(own[name] for own in all_of) for name in all_of[0]} for all_of in zip(*by_rank, strict=True)]
+    """The largest of the ranks' bytes and seconds, by point: each in processes of its own, for engines leave traces."""
+    accelerator, found = "cuda" if torch.cuda.is_available() else "cpu", []
+    for point in points:
+        described = {"recipe": recipe_file.to_dict(point.recipe), "deepspeed": point.config(world).raw}
+        settings = {"world": world, "point": described, "steps": steps, "accelerator": accelerator}
+        with tempfile.TemporaryDirectory() as folder:
+            by_rank = ranks.run("memory_loop.py", settings, Path(folder) / "run")
+        found.append({name: max(own[name] for own in by_rank) for name in by_rank[0]})
+    return found
 
 
 def _beside(unit: str, predicted: float, measured: float) -> dict[str, float]:

@@ -27,8 +27,7 @@ def main(settings_path: str, result_path: str) -> None:
     settings = json.loads(Path(settings_path).read_text())
     torch.set_num_threads(1)
     distributed.init()
-    results = [measure(point, settings["steps"]) for point in settings["points"]]
-    Path(result_path).write_text(json.dumps(results))
+    Path(result_path).write_text(json.dumps(measure(settings["point"], settings["steps"])))
     distributed.shut_down()
 
 
