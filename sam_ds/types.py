@@ -68,6 +68,19 @@ class SegmentBatch(_Tensors):
 
 
 @dataclass(frozen=True)
+class PictureBatch(_Tensors):
+    """Whole pictures, each with at most a class, as the loader hands them over (host memory, nothing normalised)."""
+
+    images: Tensor  # uint8 [B, 3, S, S]  RGB
+    labels: Tensor  # int64 [B]         class; -1: none
+    sample_ids: Tensor  # int64 [B]         the picture's place in the index
+    positions: Tensor  # int64 [B]         the picture's place in the endless global stream of samples
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass(frozen=True)
 class Prompts(_Tensors):
     """One prompt an object; slots that are not used are MASKED, and a mask that is not there is not looked at."""
 

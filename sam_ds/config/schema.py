@@ -36,6 +36,8 @@ class TransformConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # as a part of the colour circle, at most 0.5
+    area: tuple[float, float] = (1.0, 1.0)  # random resized crop: the range of its part of the picture's area
+    aspect: tuple[float, float] = (1.0, 1.0)  # and of its width by its height, in multiples of the picture's
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,32 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class MaeConfig:
+    """Masked autoencoding. The decoder's sizes come with the preset."""
+
+    mask_ratio: float = 0.75  # of the patches
+    normalize_pixels: bool = True  # each patch's pixels are standardised by their own mean and variance first
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    num_classes: int = 1000
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha of the Beta distribution that two pictures are mixed by; 0: never
+    cutmix: float = 0.0  # alpha of the Beta distribution of the area that is cut from another picture; 0: never
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     lr: float = 8e-4
+    lr_batch: int = 0  # lr is that of so many pictures a step, and grows with the global batch; 0: lr as it is
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.1
     layer_decay: float = 1.0  # factor of the learning rate from one encoder block to the one below
     implementation: str = "auto"  # auto | torch | deepspeed_cpu | deepspeed_fused | apex_fused
     frozen_encoder_steps: int = 0  # first steps in which the image encoder is not trained
+    ema_decay: float = 0.0  # a mean of the weights of all steps is kept and evaluated, the newest at 1 - this; 0: none
 
 
 @dataclass(frozen=True)
@@ -154,11 +174,14 @@ class TrackingConfig:
 class Recipe:
     name: str
     task: str = "segment_images"
+    pretrain: str = ""  # a recipe that is trained first in the same run folder; its encoder is where this one starts
     seed: int = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompts: PromptConfig = PromptConfig()
     loss: LossConfig = LossConfig()
+    mae: MaeConfig = MaeConfig()
+    classify: ClassifyConfig = ClassifyConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()

@@ -9,8 +9,15 @@ from sam_ds.config import tree
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 
+# The tasks, and the sections of the recipe that each alone looks at.
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "segment_images": ("prompts", "loss", "curriculum"),
+    "pretrain_mae": ("mae",),
+    "classify_images": ("classify",),
+}
+
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("segment_images",),
+    "task": tuple(_SECTIONS),
     "model.checkpointing": ("none", "torch", "fairscale"),
     "model.attention": ("auto", "reference", "sdpa", "triton"),
     "loss.iou_masks": ("best", "all"),
@@ -47,6 +54,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.transforms.contrast": _CHANCE,
     "data.transforms.saturation": _CHANCE,
     "data.transforms.hue": (0.0, 0.5),
+    "data.transforms.area": (0.01, 1.0),
+    "data.transforms.aspect": (0.01, 100.0),
     "prompts.point": _CHANCE,
     "prompts.box": _CHANCE,
     "prompts.mask": _CHANCE,
@@ -61,12 +70,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.iou": (0.0, _INF),
     "loss.focal_alpha": (-_INF, 1.0),
     "loss.focal_gamma": (0.0, _INF),
+    "mae.mask_ratio": (0.01, 0.99),
+    "classify.num_classes": (2, _INF),
+    "classify.label_smoothing": (0.0, 0.99),
+    "classify.mixup": (0.0, _INF),
+    "classify.cutmix": (0.0, _INF),
     "optim.lr": (0.0, _INF),
+    "optim.lr_batch": (0, _INF),
     "optim.betas": (0.0, 0.999999),
     "optim.eps": (0.0, _INF),
     "optim.weight_decay": (0.0, _INF),
     "optim.layer_decay": (0.01, 1.0),
     "optim.frozen_encoder_steps": (0, _INF),
+    "optim.ema_decay": (0.0, 0.999999),
     "schedule.warmup_steps": (0, _INF),
     "schedule.milestones": (1, _INF),
     "schedule.gamma": _CHANCE,
@@ -99,6 +115,8 @@ _RISING = (
     "data.transforms.crop",
     "data.transforms.object_crop_sides",
     "data.transforms.affine_scale",
+    "data.transforms.area",
+    "data.transforms.aspect",
 )
 _STRICTLY_RISING = ("schedule.milestones", "eval.clicks")
 
@@ -120,10 +138,21 @@ def validate(recipe: Recipe) -> Recipe:
                 raise UserError(f"{name}={_show(value)}: must be {_range(low, high)}")
     for name in _RISING + _STRICTLY_RISING:
         _check_rising(name, tree.get(recipe, name), strictly=name in _STRICTLY_RISING)
+    _check_sections(recipe)
     _check_chances(recipe.prompts)
     _check_curriculum(recipe.curriculum)
     _check_relations(recipe)
     return recipe
+
+
+def _check_sections(recipe: Recipe) -> None:
+    for task, sections in _SECTIONS.items():
+        for section in sections if task != recipe.task else ():
+            value = tree.get(recipe, section)
+            if value != type(value)():
+                raise UserError(
+                    f"{section} is set, which does nothing in task={recipe.task}: it belongs to task={task}"
+                )
 
 
 def _check_rising(name: str, values: tuple[float, ...], strictly: bool) -> None:
