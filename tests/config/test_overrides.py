@@ -45,7 +45,7 @@ def test_later_settings_win_and_the_recipe_itself_stays() -> None:
     ("setting", "words"),
     [
         ("optim.lr", ["name=value"]),
-        ("optim.rate=1", ["optim.rate", "optim.betas"]),
+        ("optim.rate=1", ["optim.rate", "optim.lr_batch"]),
         ("lr=1", ["optim.lr"]),
         ("optim.leyer_decay=.5", ["did you mean optim.layer_decay"]),
         ("optim=1", ["group", "optim.lr"]),
