@@ -99,13 +99,18 @@ def parse(raw: Any, source: str = "DeepSpeed config") -> DeepSpeedConfig:
         raise UserError(f"{source}: gradient_clipping {clip:g}: give a norm above 0, or 0 for none")
     zero = raw.get("zero_optimization", {})
     _check_zero(zero, source)
+    precision, sums = _precision(raw, source), raw.get("data_types", {}).get("grad_accum_dtype")
+    if not zero.get("stage", 0) and sums not in (None, precision):
+        raise UserError(
+            f"{source}: data_types.grad_accum_dtype {sums} with {precision} needs zero_optimization.stage 1, 2 or 3"
+        )
     return DeepSpeedConfig(
         source=source,
         raw=copy.deepcopy(raw),
         micro_batch=micro,
         accumulation=accumulation,
         zero_stage=int(zero.get("stage", 0)),
-        precision=_precision(raw, source),
+        precision=precision,
         clip=clip,
         offload_optimizer=_device(zero, "offload_optimizer") != "none",
     )

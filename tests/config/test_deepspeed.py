@@ -87,6 +87,10 @@ def test_without_a_batch_size_every_world_fits() -> None:
         ({"fp16": {"enabled": True}}, ["bf16 and fp16"]),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, ["offload_param needs stage 3"]),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, ["needs stage 1, 2 or 3"]),
+        (
+            {"zero_optimization": {"stage": 0}, "data_types": {"grad_accum_dtype": "fp32"}},
+            ["grad_accum_dtype fp32 with bf16", "stage 1, 2 or 3"],
+        ),
         ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "gpu"}}}, ["none, cpu or nvme"]),
         ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme"}}}, ["nvme_path"]),
     ],
