@@ -1,4 +1,4 @@
-"""The sizes of SAM that can be built by name."""
+"""The sizes of SAM and of the plain ViT that can be built by name."""
 
 from __future__ import annotations
 
@@ -66,6 +66,57 @@ PRESETS: dict[str, SamConfig] = {
         position_scale=1.5,
     ),
 }
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """The shape of a plain ViT, and of the decoder that MAE trains it with; the defaults are MAE's."""
+
+    dim: int  # channels of the encoder
+    depth: int  # its blocks
+    num_heads: int
+    image_size: int = 224  # pixels along the side of the square input
+    patch_size: int = 16
+    decoder_dim: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along the input's side."""
+        return self.image_size // self.patch_size
+
+
+VIT_PRESETS: dict[str, VitConfig] = {
+    # MAE's release (models_mae.py): ViT-B, ViT-L, and ViT-H, which is released with patches of 14 only.
+    "vit_b16": VitConfig(dim=768, depth=12, num_heads=12),
+    "vit_l16": VitConfig(dim=1024, depth=24, num_heads=16),
+    "vit_h16": VitConfig(dim=1280, depth=32, num_heads=16),
+    "vit_h14": VitConfig(dim=1280, depth=32, num_heads=16, patch_size=14),
+    # As the image encoders of the SAMs of these names.
+    "vit_meta_sam_large": VitConfig(dim=1664, depth=36, num_heads=26),
+    "vit_tiny": VitConfig(
+        dim=128,
+        depth=4,
+        num_heads=2,
+        image_size=128,
+        patch_size=8,
+        decoder_dim=64,
+        decoder_depth=2,
+        decoder_heads=2,
+    ),
+}
+
+
+def vit_config(preset: str) -> VitConfig:
+    """The sizes of a plain ViT. Raises UserError for one that does not exist."""
+    if preset not in VIT_PRESETS:
+        raise UserError(f"model.preset: there is no plain ViT {preset!r}; {nearest(preset, VIT_PRESETS)}")
+    return VIT_PRESETS[preset]
 
 
 def sam_config(preset: str) -> SamConfig:
