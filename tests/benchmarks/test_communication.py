@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from sam_ds.cli.plan import make_tracer
+from sam_ds.config import deepspeed
+from sam_ds.planning.step_time import communication
 from sam_ds.recipes import RECIPES
 from tests.contracts.source import ROOT
 
@@ -50,3 +53,14 @@ def test_zero3_scatters_every_gradient_and_fetches_every_weight_once(said: str) 
     found, millions = megabytes(said, "zero3_a100x256"), parameters() / 1e6
     assert found["reduce-scatter"] == pytest.approx(4 * millions, rel=0.01)
     assert found["all-gather"] == pytest.approx(2 * millions, rel=0.01)  # what forward fetched stays for backward
+
+
+@pytest.mark.parametrize("name", ["zero2_a100x256", "zero3_a100x256"])
+def test_the_plan_counts_the_same_bytes(said: str, name: str) -> None:
+    """An all-reduce goes round twice."""
+    config = deepspeed.load(name)
+    planned = communication(make_tracer(on_gpu=False)(RECIPES["tiny"](), 1, config.precision), config, 2)
+    found = megabytes(said, name)
+    gradients = 2 * found.get("all-reduce", 0.0) + found.get("reduce-scatter", 0.0)
+    assert gradients == pytest.approx(planned["gradients"] / 1e6, rel=0.01)
+    assert found["all-gather"] == pytest.approx(planned["weights"] / 1e6, rel=0.01)
