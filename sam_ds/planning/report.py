@@ -9,6 +9,7 @@ from typing import Any
 from sam_ds.planning.advice import Advice
 from sam_ds.planning.machines import GIB
 from sam_ds.planning.plan import Plan, not_planned
+from sam_ds.planning.step_time import assumptions
 
 # What the written plans that the recipes follow say of their length, and what the paper reports.
 CLAIMS = {
@@ -162,6 +163,7 @@ def _length(plan: Plan) -> list[str]:
         f"hours, about ${plan.dollars:,.0f} at ${plan.gpu.price:g} an hour",
         f"a checkpoint is {plan.checkpoint_bytes / GIB:.1f} GiB; the run folder needs {plan.kept_bytes / GIB:.0f} GiB",
         f"rates of {plan.gpu.name}: {plan.gpu.source}",
+        *(f"assumed: {what}" for what in assumptions(plan.config, plan.world)),
     ]
     if left_out:
         lines.append(f"not in the plan: {', '.join(left_out)}")

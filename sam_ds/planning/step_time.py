@@ -12,6 +12,7 @@ from sam_ds.planning.trace import Trace, Work
 
 # AdamW reads master, gradient and two moments, and writes all but the gradient back, and the weight.
 _ADAMW_READS, _ADAMW_WRITES = 4 * 4, 3 * 4
+_MEAN = 3 * 4  # of the weights: it and the master are read, it is written
 # Assumed: bytes a second and GPU of an AdamW on the host with the way there and back, and the part of the computing
 # beside which communication can run (the backward, less its last bucket).
 _HOST_BANDWIDTH, _HIDDEN = 20e9, 0.5
@@ -38,6 +39,16 @@ def step_time(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> di
     beside = _HIDDEN * sum(parts.values()) if overlaps(config) else 0.0
     parts["communication"] = max(0.0, seconds - beside)
     return {name: value for name, value in parts.items() if value > 0}
+
+
+def assumptions(config: DeepSpeedConfig, world: int) -> list[str]:
+    """What ``step_time`` takes for given, other than the GPU's rates."""
+    taken = []
+    if world > 1 and overlaps(config):
+        taken.append(f"communication runs beside {_HIDDEN:.0%} of the computing")
+    if config.offload_optimizer:
+        taken.append(f"AdamW on the host moves {_HOST_BANDWIDTH / 1e9:g} GB/s a GPU")
+    return taken
 
 
 def _sum(work: dict[str, Work], kind: str) -> Work:
@@ -89,5 +100,5 @@ def _ring(size: float, gpu: Gpu, world: int) -> float:
 
 def _optimizer(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> float:
     own = sum(share(config, [trace.sizes[name] for name in group], world) for group in trace.groups)
-    moved = own * (_ADAMW_READS + _ADAMW_WRITES + trace.element_bytes)
+    moved = own * (_ADAMW_READS + _ADAMW_WRITES + trace.element_bytes + _MEAN * trace.averaged)
     return moved / (_HOST_BANDWIDTH if config.offload_optimizer else gpu.bandwidth)
