@@ -164,14 +164,18 @@ def test_what_is_not_planned_is_said(gpu_tracer: Tracer) -> None:
     plan = make_plan(recipes.get("tiny"), hierarchical, A100, 2, gpu_tracer)
     assert "not in the plan: zero_hpz_partition_size" in to_text(plan, [])
     assert "not in the plan" not in to_text(plan_of("zero3_local.json", gpu_tracer), [])
+    with pytest.raises(UserError, match="stage 1 is not planned"):
+        make_plan(recipes.get("tiny"), deepspeed.parse(raw | {"zero_optimization": {"stage": 1}}), A100, 2, gpu_tracer)
 
 
 def test_what_is_taken_for_given_is_said(gpu_tracer: Tracer) -> None:
-    said = to_text(plan_of("zero3_offload_a100x8.json", gpu_tracer, world=8), [])
+    raw = deepspeed.load("zero2_local.json").raw
+    beside = deepspeed.parse(raw | {"zero_optimization": {"stage": 2, "overlap_comm": True}})
+    said = to_text(make_plan(recipes.get("tiny"), beside, A100, 2, gpu_tracer), [])
     assert "assumed: communication runs beside 50% of the computing" in said
+    said = to_text(plan_of("zero3_offload_a100x8.json", gpu_tracer, world=8), [])
     assert "assumed: AdamW on the host moves 20 GB/s a GPU" in said
-    with pytest.raises(UserError, match="stage 1 is not planned"):
-        make_plan(recipes.get("tiny"), deepspeed.parse(raw | {"zero_optimization": {"stage": 1}}), A100, 2, gpu_tracer)
+    assert "assumed: " not in to_text(plan_of("zero2_local.json", gpu_tracer), [])
 
 
 def test_a_measured_gpu_is_a_file(tmp_path: Path) -> None:
