@@ -9,15 +9,41 @@ from sam_ds.config import tree
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 
-# The tasks, and the sections of the recipe that each alone looks at.
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "segment_images": ("prompts", "loss", "curriculum"),
-    "pretrain_mae": ("mae",),
-    "classify_images": ("classify",),
+_MASKS, _MAE, _CLASSES = "segment_images", "pretrain_mae", "classify_images"
+_TASKS = (_MASKS, _MAE, _CLASSES)
+
+# Settings and sections that only some tasks look at, and which.
+_READERS: dict[str, tuple[str, ...]] = {
+    "prompts": (_MASKS,),
+    "loss": (_MASKS,),
+    "curriculum": (_MASKS,),
+    "mae": (_MAE,),
+    "classify": (_CLASSES,),
+    "model.position_prior": (_MASKS,),
+    "model.attention": (_MASKS,),
+    "data.max_masks": (_MASKS,),
+    "data.crop_size": (_MASKS,),
+    "data.max_area": (_MASKS,),
+    "data.min_area": (_MASKS,),
+    "data.min_predicted_iou": (_MASKS,),
+    "data.min_stability": (_MASKS,),
+    "data.transforms.scale_jitter": (_MASKS,),
+    "data.transforms.crop": (_MASKS,),
+    "data.transforms.object_crop": (_MASKS,),
+    "data.transforms.object_crop_sides": (_MASKS,),
+    "data.transforms.rotate": (_MASKS,),
+    "data.transforms.shear": (_MASKS,),
+    "data.transforms.affine_scale": (_MASKS,),
+    "data.transforms.area": (_MAE, _CLASSES),
+    "data.transforms.aspect": (_MAE, _CLASSES),
+    "optim.frozen_encoder_steps": (_MASKS, _CLASSES),
+    "eval.clicks": (_MASKS,),
+    "eval.box": (_MASKS,),
+    "eval.max_masks": (_MASKS,),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "task": tuple(_SECTIONS),
+    "task": _TASKS,
     "model.checkpointing": ("none", "torch", "fairscale"),
     "model.attention": ("auto", "reference", "sdpa", "triton"),
     "loss.iou_masks": ("best", "all"),
@@ -138,21 +164,20 @@ def validate(recipe: Recipe) -> Recipe:
                 raise UserError(f"{name}={_show(value)}: must be {_range(low, high)}")
     for name in _RISING + _STRICTLY_RISING:
         _check_rising(name, tree.get(recipe, name), strictly=name in _STRICTLY_RISING)
-    _check_sections(recipe)
+    _check_readers(recipe)
     _check_chances(recipe.prompts)
     _check_curriculum(recipe.curriculum)
     _check_relations(recipe)
     return recipe
 
 
-def _check_sections(recipe: Recipe) -> None:
-    for task, sections in _SECTIONS.items():
-        for section in sections if task != recipe.task else ():
-            value = tree.get(recipe, section)
-            if value != type(value)():
-                raise UserError(
-                    f"{section} is set, which does nothing in task={recipe.task}: it belongs to task={task}"
-                )
+def _check_readers(recipe: Recipe) -> None:
+    default = Recipe(recipe.name)
+    for name, readers in _READERS.items():
+        if recipe.task not in readers and tree.get(recipe, name) != tree.get(default, name):
+            raise UserError(
+                f"{name} is set, which does nothing in task={recipe.task}: it belongs to task={' or '.join(readers)}"
+            )
 
 
 def _check_rising(name: str, values: tuple[float, ...], strictly: bool) -> None:

@@ -137,8 +137,7 @@ class PlainVit(nn.Module):
 def sincos_positions(dim: int, grid_size: int) -> Tensor:
     """float32 [1, 1 + grid_size**2, dim]: fixed positions of a grid's cells in rows, after a zero for the class token.
 
-    A quarter of the channels each: sines and cosines of x, then of y (MAE's release; the paper it follows, MoCo v3,
-    arXiv 2104.02057, has y first).
+    A quarter of the channels each: sines of x, cosines of x, then those of y, as in MAE's release.
 
     Raises:
         ValueError: four do not divide ``dim``.

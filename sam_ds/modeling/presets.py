@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from sam_ds.config.errors import UserError, nearest
-from sam_ds.config.schema import ModelConfig
-from sam_ds.modeling.convert import load_weights
+from sam_ds.config.schema import MaeConfig, ModelConfig
+from sam_ds.modeling.handover import load_start
+from sam_ds.modeling.mae import Mae
 from sam_ds.modeling.sam import Sam
 
 
@@ -127,7 +128,7 @@ def sam_config(preset: str) -> SamConfig:
 
 
 def build_sam(model: ModelConfig) -> Sam:
-    """Build the SAM a recipe asks for, with fresh weights or those of ``model.init``.
+    """Build the SAM a recipe asks for, with fresh weights or those of ``model.init``: a file of a SAM or a plain ViT.
 
     Weights start as in the released code's modules (relative positions at zero: no bias until one is learnt), but
     for the absolute positions. There zeros are meant to be overwritten by pre-trained ones; with zeros, a model
@@ -141,5 +142,17 @@ def build_sam(model: ModelConfig) -> Sam:
     if model.position_prior:
         sam.mask_decoder.transformer.start_at_own_place(model.position_prior)
     if model.init:
-        load_weights(sam, model.init)
+        load_start(sam, model.init)
     return sam
+
+
+def build_mae(model: ModelConfig, mae: MaeConfig) -> Mae:
+    """Build the masked autoencoder a recipe asks for, with fresh weights or those of ``model.init``.
+
+    Raises:
+        UserError: an unknown preset, a ratio that masks nothing or everything, or weights of another model.
+    """
+    built = Mae(vit_config(model.preset), mae, model.drop_path)
+    if model.init:
+        load_start(built, model.init)
+    return built

@@ -24,6 +24,7 @@ TABLES = (
     "model.mask_decoder.iou_token.weight",
     "model.mask_decoder.mask_tokens.weight",
     "cls_token",
+    "model.mask_token",
 )
 MATRICES = (
     "model.image_encoder.patch_embed.proj.weight",
@@ -32,6 +33,7 @@ MATRICES = (
     "model.prompt_encoder.mask_downscaling.0.weight",
     "model.mask_decoder.transformer.layers.0.self_attn.q_proj.weight",
     "model.mask_decoder.output_hypernetworks_mlps.0.layers.1.weight",
+    "model.decoder_embed.weight",  # of a masked autoencoder: a projection, whatever it is called
 )
 
 

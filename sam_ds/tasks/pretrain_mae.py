@@ -1,0 +1,99 @@
+"""Masked autoencoding: a batch of pictures becomes a loss through the patches that are hidden and painted again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sam_ds.config.schema import Recipe
+from sam_ds.modeling.mae import Mae
+from sam_ds.modeling.presets import build_mae
+from sam_ds.prompts.draws import object_keys, uniform
+from sam_ds.types import PictureBatch
+
+_ORDER = 2000  # salt of the draw, apart from those of prompts
+
+
+@dataclass(frozen=True)
+class MaeInputs:
+    """A batch on the device, ready for ``forward``."""
+
+    images: Tensor  # float32 [B, 3, S, S]  normalised
+    order: Tensor  # int64 [B, N]          the patches, the seen ones first
+
+    @property
+    def count(self) -> Tensor:
+        """How many pictures count, a float32 scalar."""
+        return torch.full((), float(len(self.images)), device=self.images.device)
+
+
+class PretrainMae(nn.Module):
+    """A masked autoencoder, trained as its release trains it. The trainer knows it as it knows ``SegmentImages``."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.model = build_mae(recipe.model, recipe.mae)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The whole model: names are those of the release, which keeps no encoder apart, and nothing is ever frozen."""
+        return self.model
+
+    def checkpointed(self) -> dict[str, list[nn.Module]]:
+        """Modules whose activations may be recomputed: all run once a step."""
+        return {"once": [*self.model.blocks, *self.model.decoder_blocks], "reused": []}
+
+    def leaf_modules(self) -> list[type[nn.Module]]:
+        """None: what a module reads of its weights is its own."""
+        return []
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of layer-wise learning-rate decay: the embedding is 0, block i is i + 1, the decoder is undecayed."""
+        return len(self.model.blocks) + 1
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer of a parameter, None outside the encoder's trunk."""
+        block = re.match(r"model\.blocks\.(\d+)\.", name)
+        if block:
+            return int(block[1]) + 1
+        return 0 if re.match(r"model\.(cls_token|pos_embed|patch_embed)", name) else None
+
+    @torch.no_grad()
+    def prepare(self, batch: PictureBatch, step: int) -> MaeInputs:
+        """Normalise the pictures and draw what is masked, where the batch is. The stream's positions say the step."""
+        order = patch_order(self.recipe.seed, batch.positions, self.model.num_patches)
+        return MaeInputs(self.model.normalize(batch.images), order)
+
+    def forward(self, inputs: MaeInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, summed over its pictures and divided by ``normalizer``.
+
+        Args:
+            normalizer: float scalar, the mean number of pictures a micro-batch.
+
+        Returns:
+            the loss, and nothing more for the log.
+        """
+        return picture_losses(self.model, inputs).sum() / normalizer, {}
+
+
+def picture_losses(model: Mae, inputs: MaeInputs) -> Tensor:
+    """float32 [B]: the mean squared error of each picture's masked patches.
+
+    Every picture has as many, so that the mean over pictures is the release's mean over masked patches.
+    """
+    painted = model(inputs.images, inputs.order).float()
+    return (painted - model.targets(inputs.images, inputs.order)).square().mean((1, 2))
+
+
+def patch_order(seed: int, positions: Tensor, num_patches: int) -> Tensor:
+    """int64 [B, N]: the patches of the pictures at int64 [B] places of the stream, each in an order of its own.
+
+    Drawn from (seed, place): a picture has the same order on any rank of any number of ranks.
+    """
+    keys = object_keys(seed, positions, torch.zeros_like(positions))
+    return uniform(keys, _ORDER, num_patches).argsort(dim=1, stable=True)  # stable: draws of 24 bits may be equal
