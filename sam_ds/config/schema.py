@@ -103,6 +103,22 @@ class ClassifyConfig:
 
 
 @dataclass(frozen=True)
+class DetectConfig:
+    """Boxes with classes. The head has the channels and heads of the preset's decoder."""
+
+    num_classes: int = 80
+    num_queries: int = 300  # boxes found in a picture at most
+    decoder_layers: int = 6
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    """A class for every pixel."""
+
+    num_classes: int = 150
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     lr: float = 8e-4
     lr_batch: int = 0  # lr is that of so many pictures a step, and grows with the global batch; 0: lr as it is
@@ -182,6 +198,8 @@ class Recipe:
     loss: LossConfig = LossConfig()
     mae: MaeConfig = MaeConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    detect: DetectConfig = DetectConfig()
+    classes: ClassesConfig = ClassesConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()

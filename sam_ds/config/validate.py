@@ -10,7 +10,9 @@ from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
 
 _MASKS, _MAE, _CLASSES = "segment_images", "pretrain_mae", "classify_images"
-_TASKS = (_MASKS, _MAE, _CLASSES)
+_BOXES, _PIXELS = "detect_objects", "segment_classes"
+_TASKS = (_MASKS, _MAE, _CLASSES, _BOXES, _PIXELS)
+_TRUNK = (_MASKS, _BOXES, _PIXELS)  # SAM's image encoder, and views of pictures that it sees
 
 # Settings and sections that only some tasks look at, and which.
 _READERS: dict[str, tuple[str, ...]] = {
@@ -19,24 +21,26 @@ _READERS: dict[str, tuple[str, ...]] = {
     "curriculum": (_MASKS,),
     "mae": (_MAE,),
     "classify": (_CLASSES,),
+    "detect": (_BOXES,),
+    "classes": (_PIXELS,),
     "model.position_prior": (_MASKS,),
-    "model.attention": (_MASKS,),
+    "model.attention": _TRUNK,
     "data.max_masks": (_MASKS,),
     "data.crop_size": (_MASKS,),
     "data.max_area": (_MASKS,),
     "data.min_area": (_MASKS,),
     "data.min_predicted_iou": (_MASKS,),
     "data.min_stability": (_MASKS,),
-    "data.transforms.scale_jitter": (_MASKS,),
-    "data.transforms.crop": (_MASKS,),
+    "data.transforms.scale_jitter": _TRUNK,
+    "data.transforms.crop": _TRUNK,
     "data.transforms.object_crop": (_MASKS,),
     "data.transforms.object_crop_sides": (_MASKS,),
-    "data.transforms.rotate": (_MASKS,),
-    "data.transforms.shear": (_MASKS,),
-    "data.transforms.affine_scale": (_MASKS,),
+    "data.transforms.rotate": _TRUNK,
+    "data.transforms.shear": _TRUNK,
+    "data.transforms.affine_scale": _TRUNK,
     "data.transforms.area": (_MAE, _CLASSES),
     "data.transforms.aspect": (_MAE, _CLASSES),
-    "optim.frozen_encoder_steps": (_MASKS, _CLASSES),
+    "optim.frozen_encoder_steps": (*_TRUNK, _CLASSES),
     "eval.clicks": (_MASKS,),
     "eval.box": (_MASKS,),
     "eval.max_masks": (_MASKS,),
@@ -101,6 +105,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "classify.label_smoothing": (0.0, 0.99),
     "classify.mixup": (0.0, _INF),
     "classify.cutmix": (0.0, _INF),
+    "detect.num_classes": (1, _INF),
+    "detect.num_queries": (1, _INF),
+    "detect.decoder_layers": (1, 100),
+    "classes.num_classes": (2, 255),  # a label map has a byte a pixel, and 255 is no class
     "optim.lr": (0.0, _INF),
     "optim.lr_batch": (0, _INF),
     "optim.betas": (0.0, 0.999999),
