@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sam_ds.config.errors import UserError
 _logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pth", ".safetensors")
+
+Shapes = Mapping[str, tuple[int, ...]]  # of weights, by name
 
 # What torch says of a pickle that asks for more than tensors; 149 begins every pickle of protocol 4 or 5.
 _NEEDS_CODE = re.compile(
@@ -46,6 +49,8 @@ def trust_pickles() -> None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a flat state dict onto the CPU. Nothing in the file is executed, unless ``trust_pickles`` was called.
 
+    It may also be what a file has under "model": so MAE's and SAM 2's releases are wrapped.
+
     Raises:
         UserError: the file is missing, unreadable, of another format, not a flat state dict, or one that cannot be
             read without running code from it.
@@ -60,6 +65,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = _unpickled(path)
+        if isinstance(weights, dict) and isinstance(weights.get("model"), dict):
+            weights = weights["model"]
     except UserError:
         raise
     except (*_UNREADABLE, SafetensorError) as error:
@@ -95,15 +102,23 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         UserError: as ``read_weights``, or the file belongs to another model.
     """
     weights = read_weights(path)
-    own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    extra = sorted(weights.keys() - own.keys())
-    reshaped = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
+    check_same(shapes_of(model.state_dict()), shapes_of(weights), path)
+    model.load_state_dict(weights)
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def check_same(own: Shapes, given: Shapes, path: str | Path) -> None:
+    """Raise UserError unless a file has a model's weights, all of them and no others."""
+    missing = sorted(own.keys() - given.keys())
+    extra = sorted(given.keys() - own.keys())
+    reshaped = sorted(name for name in own.keys() & given.keys() if own[name] != given[name])
     if missing or extra or reshaped:
         raise UserError(
-            f"{path} holds the weights of another model: {_difference(own, weights, missing, extra, reshaped)}"
+            f"{path} holds the weights of another model: {_difference(own, given, missing, extra, reshaped)}"
         )
-    model.load_state_dict(weights)
 
 
 def save_weights(state_dict: dict[str, Tensor], path: str | Path) -> None:
@@ -130,9 +145,7 @@ def save_weights(state_dict: dict[str, Tensor], path: str | Path) -> None:
         raise UserError(f"{path} cannot be written ({_first_line(error)})") from error
 
 
-def _difference(
-    own: dict[str, Tensor], weights: dict[str, Tensor], missing: list[str], extra: list[str], reshaped: list[str]
-) -> str:
+def _difference(own: Shapes, given: Shapes, missing: list[str], extra: list[str], reshaped: list[str]) -> str:
     """One example of each kind of difference is enough to see which model a file belongs to."""
     parts = []
     if missing:
@@ -141,7 +154,7 @@ def _difference(
         parts.append(f"{len(extra)} are unknown (such as {extra[0]})")
     if reshaped:
         name = reshaped[0]
-        shapes = f"{list(weights[name].shape)} instead of {list(own[name].shape)}"
+        shapes = f"{list(given[name])} instead of {list(own[name])}"
         parts.append(f"{len(reshaped)} have another shape (such as {name}: {shapes})")
     return ", ".join(parts) + "; choose the model.preset it was made with"
 

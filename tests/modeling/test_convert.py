@@ -92,8 +92,13 @@ def test_code_is_run_for_who_trusts_its_maker(
     assert caplog.text.count("TRUSTED") == 2
 
 
+def test_weights_wrapped_as_in_mae_s_release(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "released.pth")
+    assert_close(read_weights(tmp_path / "released.pth"), {"weight": torch.ones(2)})
+
+
 def test_a_training_checkpoint_is_not_weights(tmp_path: Path) -> None:
-    torch.save({"model": {"weight": torch.zeros(1)}, "step": 3}, tmp_path / "checkpoint.pth")
+    torch.save({"state": {"weight": torch.zeros(1)}, "step": 3}, tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match=r"does not hold a flat state dict of tensors: .*sam-ds export"):
         read_weights(tmp_path / "checkpoint.pth")
 
