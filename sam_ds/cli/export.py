@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sam_ds.config.errors import UserError
-
 _EXAMPLE = """examples:
   sam-ds export runs/tiny -o tiny.pth
   sam-ds export runs/sam_vit_h/checkpoints/step_00090000 -o sam_vit_h.safetensors
@@ -29,26 +27,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sam_ds.modeling import convert
+    from sam_ds.storage.weights import find_weights
 
     source = find_weights(args.source)
     weights = convert.read_weights(source)
     convert.save_weights(weights, args.output)
     print(f"{args.output}: {len(weights)} tensors, {sum(w.numel() for w in weights.values()):,} numbers, from {source}")
     return 0
-
-
-def find_weights(source: Path) -> Path:
-    """The weights file of a checkpoint, or of the last whole checkpoint of a run folder.
-
-    Raises:
-        UserError: there is none, or it is not what was written.
-    """
-    from sam_ds.storage import checkpoints
-
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give a run folder or one of its checkpoints")
-    folder = checkpoints.resolve(source)
-    known = checkpoints.read_manifest(folder).files
-    if wrong := checkpoints.damaged(folder, {checkpoints.WEIGHTS: known[checkpoints.WEIGHTS]}):
-        raise UserError(f"{wrong[0]}: name another checkpoint, such as one of {folder.parent}")
-    return folder / checkpoints.WEIGHTS

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sam_ds.cli.export import find_weights
 from sam_ds.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
     from sam_ds.config.schema import ModelConfig, Recipe
     from sam_ds.modeling.convert import load_weights
     from sam_ds.modeling.presets import build_sam
+    from sam_ds.storage.weights import find_weights
 
     if source.is_dir():
         weights = find_weights(source)
