@@ -18,7 +18,7 @@ from sam_ds.training.state import RunFolder
 if TYPE_CHECKING:
     from sam_ds.training.tasks import Kit
 
-UNTRAINED = "untrained"
+UNTRAINED, _STEP = "untrained", "step "  # titles; all others are baselines
 _logger = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ class Evaluations:
 
     def measure_baselines(self, engine: Engine, say: Callable[[str], None]) -> None:
         """What a model must beat. Collective."""
-        if any(title.startswith("disc") for title in self._known()):
+        if any(_is_baseline(title) for title in self._known()):
             return
         say("evaluating the baselines")
         for title, metrics in self._kit.baselines(self._recipe, engine.device).items():
@@ -39,7 +39,7 @@ class Evaluations:
 
     def measure(self, engine: Engine, step: int, say: Callable[[str], None]) -> float:
         """The model of now, once a step; returns its score. Collective."""
-        title = f"step {step}" if step else UNTRAINED
+        title = f"{_STEP}{step}" if step else UNTRAINED
         known = self._known()
         if title not in known:
             say(f"evaluating after {step} steps")
@@ -54,13 +54,13 @@ class Evaluations:
 
     def is_best(self, score: float | None) -> bool:
         """Whether no other step so far scored better. The same answer on every rank."""
-        steps = [metrics for title, metrics in self._known().items() if title.startswith("step ")]
+        steps = [metrics for title, metrics in self._known().items() if title.startswith(_STEP)]
         return score is not None and score >= max(self._kit.score(self._recipe, metrics) for metrics in steps)
 
     def report(self, step: int) -> str:
         """The table of before and after, beside the baselines; draws the curves. On one rank."""
         known = self._folder.evaluations() | self._unwritten
-        shown = [title for title in known if title.startswith("disc")] + [UNTRAINED, f"step {step}"]
+        shown = [title for title in known if _is_baseline(title)] + [UNTRAINED, f"{_STEP}{step}"]
         curves = self._folder.pictures / "curves.png"
         try:
             draw_curves(read_metrics(self._folder.path / journal.NAME), curves)
@@ -88,3 +88,7 @@ class Evaluations:
             self._folder.forget(step)
         except OSError as error:
             _logger.warning("evaluations after step %d stay written down (%s)", step, error.strerror)
+
+
+def _is_baseline(title: str) -> bool:
+    return title != UNTRAINED and not title.startswith(_STEP)
