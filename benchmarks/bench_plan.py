@@ -41,11 +41,10 @@ def main() -> None:
     rows = []
     for name in args.recipes:
         plans = list(_plans(name, tracer))
-        print(
-            f"{name}\n{sweep_text(plans, [advise(plan, tracer) if not plan.fits else [] for plan in plans])}\n",
-            flush=True,
-        )
         rows += sweep_rows(plans)
+        for config, gpu, alike in _sets(plans):
+            advice = [advise(plan, tracer) if not plan.fits else [] for plan in alike]
+            print(f"{name}, {config}, {gpu}\n{sweep_text(alike, advice)}\n", flush=True)
     if not args.no_save:
         append_rows(RESULTS / "plans.csv", rows)
 
@@ -63,6 +62,14 @@ def _plans(name: str, tracer: Tracer) -> Iterator[Plan]:
         if other.name != "A100-80":
             config = deepspeed.load(CONFIGS[name][0])
             yield make_plan(recipe, config, other, own_world(config), tracer)
+
+
+def _sets(plans: list[Plan]) -> list[tuple[str, str, list[Plan]]]:
+    """Plans of one config and GPU together."""
+    sets: dict[tuple[str, str], list[Plan]] = {}
+    for plan in plans:
+        sets.setdefault((plan.config.source, plan.gpu.name), []).append(plan)
+    return [(*key, alike) for key, alike in sets.items()]
 
 
 if __name__ == "__main__":
