@@ -82,20 +82,23 @@ def read_run_options(args: argparse.Namespace, world: int | None = None) -> tupl
     """
     from sam_ds import recipes
     from sam_ds.config import deepspeed, overrides
+    from sam_ds.optim.schedule import peak_lr
 
     recipe = overrides.apply(recipes.get(args.recipe), args.set)
     world = world or int(os.environ.get("WORLD_SIZE", "1"))  # the launcher's; asking the engine would import torch
     if args.deepspeed_config:
         config = deepspeed.load(args.deepspeed_config)
         config.check_world(world)
-        return recipe, config
-    config = deepspeed.load(DEFAULT_CONFIG)
-    # The default is made for two ranks: keep its batch on any number of them.
-    batch = config.raw["train_batch_size"]
-    share = config.micro_batch * world
-    if batch % share:
-        config.check_world(world)  # says what would fit
-    return recipe, dataclasses.replace(config, accumulation=batch // share)
+    else:
+        # The default is made for two ranks: keep its batch on any number of them.
+        config = deepspeed.load(DEFAULT_CONFIG)
+        batch = config.raw["train_batch_size"]
+        share = config.micro_batch * world
+        if batch % share:
+            config.check_world(world)  # says what would fit
+        config = dataclasses.replace(config, accumulation=batch // share)
+    peak_lr(recipe.optim, config.global_batch(world))  # refuses what is too large
+    return recipe, config
 
 
 def run(args: argparse.Namespace) -> int:

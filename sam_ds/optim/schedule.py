@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions: step in, factor of the base rate out. Nothing to save or restore."""
+"""Learning rates as pure functions: the rate of a batch, and the factor on it of a step. Nothing to save or restore."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 from sam_ds.config.errors import UserError, nearest
-from sam_ds.config.schema import ScheduleConfig
+from sam_ds.config.schema import OptimConfig, ScheduleConfig
 
 Factor = Callable[[int], float]
+_LARGEST_LR = 0.1  # AdamW moves every weight by about the rate in each step, and weights are smaller than one
 
 
 def _step(config: ScheduleConfig, total_steps: int) -> Factor:
@@ -67,3 +68,23 @@ def factor(schedule: ScheduleConfig, total_steps: int) -> Factor:
         return base(step)
 
     return warmed
+
+
+def peak_lr(optim: OptimConfig, batch: int) -> float:
+    """The learning rate that the schedule multiplies, in steps of ``batch`` pictures.
+
+    It is ``lr``, or grows with the batch where ``lr_batch`` says which batch ``lr`` is meant for (the linear rule of
+    arXiv 1706.02677, as MAE's recipe has it).
+
+    Raises:
+        UserError: the rule gives a rate that nothing would be trained with.
+    """
+    if not optim.lr_batch:
+        return optim.lr
+    lr = optim.lr * batch / optim.lr_batch
+    if lr > _LARGEST_LR:
+        raise UserError(
+            f"optim.lr={optim.lr:g} for optim.lr_batch={optim.lr_batch} pictures is {lr:g} for the {batch} of a step: "
+            f"more than {_LARGEST_LR:g} trains nothing; name the batch that optim.lr is meant for, or 0"
+        )
+    return lr
