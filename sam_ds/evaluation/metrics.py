@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import EvalConfig
+from sam_ds.evaluation import tables
 from sam_ds.ops.distance_transform import distance_transform
 
 # How far a boundary may lie from the true one, as a part of the picture's diagonal: the DAVIS benchmark's value
@@ -121,14 +122,10 @@ def table(columns: Mapping[str, Mapping[str, float]]) -> str:
     Args:
         columns: a title ("before", "disc", "after") and what ``EvalSums.metrics`` gave.
     """
-    rows = [name for name in next(iter(columns.values())) if name != "masks"]
-    first = max(len(_label(name)) for name in rows)
-    widths = [max(len(title), 6) for title in columns]
-    lines = [" " * first + "".join(f"  {title:>{w}}" for title, w in zip(columns, widths, strict=True))]
-    for name in sorted(rows, key=lambda name: (name.startswith("boundary"), rows.index(name))):
-        values = (f"  {100 * values[name]:{w}.1f}" for values, w in zip(columns.values(), widths, strict=True))
-        lines.append(f"{_label(name):<{first}}" + "".join(values))
-    return "\n".join(lines)
+    names = [name for name in next(iter(columns.values())) if name != "masks"]
+    names.sort(key=lambda name: name.startswith("boundary"))  # of one metric in their order
+    rows = {_label(name): [f"{100 * values[name]:.1f}" for values in columns.values()] for name in names}
+    return tables.table(list(columns), rows)
 
 
 _METRIC = {"miou": "mIoU", "boundary_f1": "boundary F1"}

@@ -70,7 +70,7 @@ class Gallery:
         path = self.folder / f"{int(batch.sample_ids[picture]):08d}_{int(batch.mask_ids[mask])}.png"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _side_by_side(drawn).save(path)
+            side_by_side(drawn).save(path)
         except OSError as error:  # no reason to lose what is evaluated
             _logger.warning("not drawn: %s (%s)", path, error.strerror)
         else:
@@ -104,12 +104,7 @@ def overlay(
     picture = Image.fromarray(big.astype(np.uint8))
     if points is not None and labels is not None:
         _draw_prompt(ImageDraw.Draw(picture), points.tolist(), labels.tolist(), zoom, thick)
-    if not title:
-        return picture
-    titled = Image.new("RGB", (picture.width, picture.height + _TITLE), "white")
-    titled.paste(picture, (0, _TITLE))
-    ImageDraw.Draw(titled).text((2, 2), title, fill="black")
-    return titled
+    return titled(picture, title) if title else picture
 
 
 def draw_prediction(image: NDArray[np.uint8], answer: PredictedMask, prompt: Prompt) -> Image.Image:
@@ -144,7 +139,22 @@ def _draw_prompt(
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour, outline="white", width=thick)
 
 
-def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+def enlarged(image: NDArray[np.uint8]) -> Image.Image:
+    """A picture uint8 [H, W, 3], in whole pixels, until it is large enough to look at."""
+    zoom = -(-_SIDE // max(image.shape[:2]))
+    return Image.fromarray(image.repeat(zoom, 0).repeat(zoom, 1))
+
+
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """The picture below a line of text."""
+    whole = Image.new("RGB", (picture.width, picture.height + _TITLE), "white")
+    whole.paste(picture, (0, _TITLE))
+    ImageDraw.Draw(whole).text((2, 2), title, fill="black")
+    return whole
+
+
+def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    """The pictures in a row, on white."""
     gap = 4
     width = sum(panel.width + gap for panel in panels) - gap
     row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
@@ -156,7 +166,7 @@ def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Curves of a run: losses, mIoU, learning rate and gradient norm, throughput, over the step.
+    """Curves of a run: losses, scores, learning rate and gradient norm, throughput, over the step.
 
     Args:
         rows: what ``tracking.journal.read_metrics`` gives: a "step" each and any metrics.
@@ -164,16 +174,20 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # slow to import; no pyplot, which keeps global state and asks for a display
 
-    figure = Figure(figsize=(15, 8), layout="constrained")
     names = sorted({name for row in rows for name in row} - {"step", "time"})
-    for axes, (title, starts) in zip(figure.subplots(2, 3).flat, _CURVES.items(), strict=True):
+    panels = {title: starts for title, starts in _CURVES.items() if any(name.startswith(starts) for name in names)}
+    lines = max(1, -(-len(panels) // 3))
+    figure = Figure(figsize=(15, 4 * lines), layout="constrained")
+    places = figure.subplots(lines, 3, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, starts) in zip(places, panels.items(), strict=False):
         for name in (name for name in names if name.startswith(starts)):
             curve = [(row["step"], row[name]) for row in rows if name in row]
             axes.plot(*zip(*curve, strict=True), label=name, marker="." if len(curve) < 30 else None, linewidth=1)
-        axes.set(title=title, xlabel="step", yscale="log" if starts == "loss" else "linear")
+        axes.set(title=title, xlabel="step", yscale="log" if "loss" in starts else "linear")
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -182,6 +196,7 @@ _CURVES = {  # a panel's title, and what its metrics' names begin with
     "loss": "loss",
     "IoU in training": "iou/",
     "mIoU of the evaluation": "eval/miou",
+    "loss of the evaluation": "eval/loss",
     "learning rate": "lr",
     "gradient norm": "grad_norm",
     "throughput, objects times rounds": "throughput/object_rounds_per_s",

@@ -96,11 +96,6 @@ class PlainVit(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Standardise pixels: uint8 [B, 3, S, S] to float32."""
-        mean, std = (constant(values, images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-        return (images - mean) / std
-
     def encode(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """Normalised pictures [B, 3, S, S] to tokens [B, 1 + N, D] after the last norm, the class token first.
 
@@ -132,6 +127,12 @@ class PlainVit(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Standardise pixels: uint8 [B, 3, S, S] to float32."""
+    mean, std = (constant(values, images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (images - mean) / std
 
 
 def sincos_positions(dim: int, grid_size: int) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sam_ds.config.schema import Recipe
-from sam_ds.modeling.mae import Mae
+from sam_ds.modeling.mae import Patches
+from sam_ds.modeling.plain_vit import normalize
 from sam_ds.modeling.presets import build_mae
 from sam_ds.prompts.draws import object_keys, uniform
 from sam_ds.types import PictureBatch
@@ -66,8 +67,7 @@ class PretrainMae(nn.Module):
     @torch.no_grad()
     def prepare(self, batch: PictureBatch, step: int) -> MaeInputs:
         """Normalise the pictures and draw what is masked, where the batch is. The stream's positions say the step."""
-        order = patch_order(self.recipe.seed, batch.positions, self.model.num_patches)
-        return MaeInputs(self.model.normalize(batch.images), order)
+        return make_inputs(batch, self.model.patches, self.recipe.seed)
 
     def forward(self, inputs: MaeInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, summed over its pictures and divided by ``normalizer``.
@@ -78,16 +78,21 @@ class PretrainMae(nn.Module):
         Returns:
             the loss, and nothing more for the log.
         """
-        return picture_losses(self.model, inputs).sum() / normalizer, {}
+        predictions = self.model(inputs.images, inputs.order)
+        return picture_losses(self.model.patches, inputs, predictions).sum() / normalizer, {}
 
 
-def picture_losses(model: Mae, inputs: MaeInputs) -> Tensor:
+def make_inputs(batch: PictureBatch, patches: Patches, seed: int) -> MaeInputs:
+    """Normalise the pictures and draw what is masked."""
+    return MaeInputs(normalize(batch.images), patch_order(seed, batch.positions, patches.num))
+
+
+def picture_losses(patches: Patches, inputs: MaeInputs, predictions: Tensor) -> Tensor:
     """float32 [B]: the mean squared error of each picture's masked patches.
 
     Every picture has as many, so that the mean over pictures is the release's mean over masked patches.
     """
-    painted = model(inputs.images, inputs.order).float()
-    return (painted - model.targets(inputs.images, inputs.order)).square().mean((1, 2))
+    return (predictions.float() - patches.targets(inputs.images, inputs.order)).square().mean((1, 2))
 
 
 def patch_order(seed: int, positions: Tensor, num_patches: int) -> Tensor:
