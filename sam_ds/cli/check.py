@@ -129,9 +129,8 @@ def _needs(args: argparse.Namespace, recipe: Any, kit: Any) -> Needs:
     with torch.device("meta"):
         task = kit.build(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init="")))
     parameters = sum(parameter.numel() for parameter in task.parameters())
-    return Needs(
-        data, args.output, checkpoints.NUM_BYTES * parameters, checkpoints.space_for_all(recipe.train, parameters)
-    )
+    one, of_all = (space(recipe, parameters) for space in (checkpoints.space_for_one, checkpoints.space_for_all))
+    return Needs(data, args.output, one, of_all)
 
 
 def _gradients(recipe: Any, config: Any) -> int:

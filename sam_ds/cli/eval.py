@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = choose_device(args.device)
     train, val = (open_index(args.data), open_index(args.val)) if args.val else open_splits(args.data)
-    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set)
+    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw)
     output = args.output or default_output(loaded.weights)
     make_writable(output)
     recipe, side = loaded.recipe, loaded.model.config.image_size

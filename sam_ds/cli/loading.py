@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sam_ds.cli.export import add_raw_option
 from sam_ds.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Loaded(NamedTuple):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model a file of weights belongs to, and where it runs."""
+    """The options that say which weights are taken, which model a file of them belongs to, and where it runs."""
+    add_raw_option(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--recipe", help="for a file of weights: the recipe it was trained with")
     which.add_argument("--preset", help="for a file of weights: the size of the model, such as vit_b")
@@ -32,7 +34,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
 
 
-def load_model(source: Path, recipe: str | None, preset: str | None, settings: Sequence[str]) -> Loaded:
+def load_model(source: Path, recipe: str | None, preset: str | None, settings: Sequence[str], raw: bool) -> Loaded:
     """A model with the weights of a checkpoint, of a run's newest one, or of a .pth or .safetensors file.
 
     Raises:
@@ -46,10 +48,12 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
     from sam_ds.storage.weights import find_weights
 
     if source.is_dir():
-        weights = find_weights(source)
+        weights = find_weights(source, raw)
         found = _recipe_of(weights.parent)
     elif not source.exists():
         raise UserError(f"there is nothing at {source}: give a run folder, a checkpoint or a file of weights")
+    elif raw:
+        raise UserError(f"--raw chooses among the weights of a checkpoint, and {source} is a file: leave it out")
     elif recipe:
         found, weights = recipes.get(recipe), source
     elif preset:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     pixels = read_picture(args.picture)
     prompt.check(pixels.shape[:2])  # before the model is loaded, which takes seconds
     device = choose_device(args.device)
-    model = load_model(args.checkpoint, args.recipe, args.preset, args.set).model.to(device)
+    model = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw).model.to(device)
     answer = predict(model, pixels, prompt, device)
     _save(draw_prediction(pixels, answer, prompt), args.output)
     if args.mask:

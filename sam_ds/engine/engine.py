@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
-from sam_ds.engine import activation_checkpointing, distributed, replicas, weights
+from sam_ds.engine import activation_checkpointing, distributed, replicas, settings, weights
+from sam_ds.engine.ema import Ema
 from sam_ds.engine.optimizers import build_adamw
 from sam_ds.engine.timing import PhaseTimes
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.optim.param_groups import param_groups
-from sam_ds.optim.schedule import factor
+from sam_ds.optim.schedule import factor, peak_lr
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Engine:
         self.device = distributed.device()
         self.times = PhaseTimes(self.device)
         self._build_task = build_task
+        batch = self.config.global_batch(distributed.world_size())
+        self._optim = dataclasses.replace(recipe.optim, lr=peak_lr(recipe.optim, batch))
         self._factor = factor(recipe.schedule, recipe.train.steps)
         self._ds: deepspeed.DeepSpeedEngine | None = None
         self.start_phase(self.frozen_at(step))
@@ -87,8 +89,13 @@ class Engine:
     def frozen_at(self, step: int) -> bool:
         return step < self.recipe.optim.frozen_encoder_steps
 
-    def start_phase(self, frozen: bool, state: dict[str, Tensor] | None = None) -> None:
-        """(Re-)start DeepSpeed with the encoder frozen or not, from ``state`` (fp32) or fresh weights."""
+    def start_phase(
+        self, frozen: bool, state: dict[str, Tensor] | None = None, means: dict[str, Tensor] | None = None
+    ) -> None:
+        """(Re-)start DeepSpeed with the encoder frozen or not, from ``state`` (fp32) or fresh weights.
+
+        ``means``: of the weights so far, where they are averaged; without them it begins anew.
+        """
         self.close()
         torch.manual_seed(self.recipe.seed)  # every rank draws the same initial weights
         task = self._build_task(self.recipe if state is None else _without_init(self.recipe))
@@ -100,10 +107,12 @@ class Engine:
         self._originals = weights.float_copies(task, only_frozen=True)
         masters = weights.float_copies(task) if self.config.precision != "fp32" else {}
         self.shapes = {name: list(parameter.shape) for name, parameter in task.named_parameters()}
-        self._groups = param_groups(task, self.recipe.optim)
+        self._groups = param_groups(task, self._optim)
         self._ds = self._initialize(task)
         if masters:
             weights.set_masters(self.ds, masters)
+        decay = self.recipe.optim.ema_decay
+        self._ema = Ema(self.ds, decay, means or {}) if decay else None
         self.train()
 
     def _initialize(self, task: Any) -> deepspeed.DeepSpeedEngine:
@@ -114,10 +123,10 @@ class Engine:
             weights.gather_as_one(task, task.leaf_modules())
         # 3. The optimizer takes the parameters where they will train.
         task.to(self.device)
-        optimizer = build_adamw(self._groups, self.recipe.optim, self.device, self.config.offload_optimizer)
+        optimizer = build_adamw(self._groups, self._optim, self.device, self.config.offload_optimizer)
         buffers = {name: (buffer, buffer.dtype) for name, buffer in task.named_buffers()}
         ds = deepspeed.initialize(
-            model=task, optimizer=optimizer, config=self._deepspeed_settings(), dist_init_required=False
+            model=task, optimizer=optimizer, config=settings.for_deepspeed(self.config), dist_init_required=False
         )[0]
         distributed.bound_waits()
         # 4. Positions are computed from a random buffer in fp32: 16 bits would move every prompt.
@@ -125,29 +134,9 @@ class Engine:
             assert buffer.dtype == buffers[name][1], f"DeepSpeed changed the buffer {name} to {buffer.dtype}"
         return ds
 
-    def _deepspeed_settings(self) -> dict[str, Any]:
-        settings = copy.deepcopy(self.config.raw)
-        settings["zero_allow_untested_optimizer"] = True  # torch's AdamW is not on its list
-        settings["zero_force_ds_cpu_optimizer"] = False  # the recipe chooses the implementation
-        settings.setdefault("steps_per_print", 1_000_000_000)  # the tracker reports
-        return settings
-
     def effective_config(self) -> dict[str, Any]:
-        """Every setting that DeepSpeed runs with, its defaults filled in, and the optimizer's groups."""
-        zero = self.ds.zero_optimization_stage() > 0
-        return {
-            "deepspeed": self._deepspeed_settings(),
-            # DeepSpeed's defaults drift between versions and it shows them nowhere else.
-            "zero_optimization": self.ds._config.zero_config.model_dump(mode="json") if zero else {"stage": 0},
-            "world_size": distributed.world_size(),
-            "precision": self.config.precision,
-            "optimizer": type(self.ds.basic_optimizer).__name__,
-            "optimizer_wrapper": type(self.ds.optimizer).__name__,
-            "groups": [
-                {key: group[key] for key in ("lr", "lr_scale", "weight_decay")} | {"parameters": len(group["names"])}
-                for group in self._groups
-            ],
-        }
+        """Every setting that DeepSpeed runs with."""
+        return settings.effective(self.ds, self.config, self._groups)
 
     def train(self) -> None:
         """Training mode; a frozen encoder stays without dropped paths."""
@@ -161,12 +150,14 @@ class Engine:
         Every random number comes from (seed, step): the step is the same whether or not the run was resumed.
         """
         if self.frozen and not self.frozen_at(step):
-            self.start_phase(False, self.state_dict(everywhere=True))
+            self.start_phase(False, self.state_dict(everywhere=True), self.mean_state_dict(everywhere=True))
         lr = self._set_lr(step)
         logs, count = self.accumulate_gradients(batches, step)
         if self._paranoid:
             replicas.compare(self.task, step)
         grad_norm, skipped = self._step()
+        if self._ema and not skipped:
+            self._ema.update()
         self._mark("step", step)
         return StepResult(logs, count, grad_norm, skipped, lr, self.loss_scale())
 
@@ -203,7 +194,7 @@ class Engine:
         return inputs, total.clamp(min=1.0) / (len(inputs) * distributed.world_size())
 
     def _set_lr(self, step: int) -> float:
-        lr = self.recipe.optim.lr * self._factor(step)
+        lr = self._optim.lr * self._factor(step)
         for own, group in zip(self._groups, self.ds.optimizer.param_groups, strict=True):
             group["lr"] = lr * own["lr_scale"]
         return lr
@@ -246,13 +237,21 @@ class Engine:
         """The task's weights and buffers in fp32 on the host: on rank 0, or on all; {} elsewhere. Collective."""
         return weights.gather(self.ds, self._originals, everywhere or distributed.is_main())
 
-    def inference_model(self) -> Any:
-        """A copy of the model with the weights of now, whole on every rank, in the precision it trains in. Collective.
+    def mean_state_dict(self, everywhere: bool = False) -> dict[str, Tensor]:
+        """As ``state_dict``, with the mean of the model's weights; {} where the recipe keeps none. Collective."""
+        if self._ema is None:
+            return {}
+        with self._ema.in_place_of_masters():
+            return self.state_dict(everywhere)
 
+    def inference_model(self) -> Any:
+        """A copy of the model, whole on every rank, in the precision it trains in. Collective.
+
+        It has the mean of the weights where the recipe keeps one (``optim.ema_decay``), and else those of now.
         Evaluating the copy leaves alone what ZeRO-3 has learnt of the order in which the task uses its weights.
         """
         task = self._build_task(_without_init(self.recipe))
-        task.load_state_dict(self.state_dict(everywhere=True))
+        task.load_state_dict(self.mean_state_dict(everywhere=True) or self.state_dict(everywhere=True))
         weights.cast_parameters(task, self.config.precision)
         return task.model.to(self.device).eval()
 

@@ -90,7 +90,7 @@ def copies(ds: DeepSpeedEngine) -> Iterator[tuple[Part, dict[str, Tensor]]]:
     for part in parts(ds):
         own = state.get(part.owner)
         if own:
-            yield part, {key: _of(part, own[key]).to("cpu", torch.float32, copy=True) for key in KEYS}
+            yield part, {key: piece(part, own[key]).to("cpu", torch.float32, copy=True) for key in KEYS}
 
 
 def steps_taken(ds: DeepSpeedEngine) -> int:
@@ -121,8 +121,9 @@ def restore(ds: DeepSpeedEngine, read: Callable[[str, str, int, int], Tensor], s
             group["step"] = steps
     for part in parts(ds):
         for key in KEYS:
-            _of(part, optimizer.state[part.owner][key]).copy_(read(key, part.name, part.start, part.numel))
+            piece(part, optimizer.state[part.owner][key]).copy_(read(key, part.name, part.start, part.numel))
 
 
-def _of(part: Part, moment: Tensor) -> Tensor:
-    return moment.view(-1).narrow(0, part.offset, part.numel)
+def piece(part: Part, row: Tensor) -> Tensor:
+    """The part's own elements of its owner, or of a moment of it: a view, flat."""
+    return row.view(-1).narrow(0, part.offset, part.numel)

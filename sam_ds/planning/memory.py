@@ -33,6 +33,7 @@ class Shards:
     weights: int  # in the precision of training, whole or in part
     masters: int  # float32 weights
     moments: int  # AdamW's two, float32
+    means: int  # of the weights over the steps, float32
     gradients: int  # this rank's share, summed over micro-batches
     buckets: int  # for communication, made once
 
@@ -62,7 +63,7 @@ def shards(trace: Trace, config: DeepSpeedConfig, world: int) -> Shards:
     else:
         weights = unit * (own * world + trace.frozen)
         gradients, buckets = sum(_gradients_of_stage_2(trace, config, world)), 0
-    return Shards(weights + trace.buffers, 4 * own, 8 * own, gradients, buckets)
+    return Shards(weights + trace.buffers, 4 * own, 8 * own, 4 * own * trace.averaged, gradients, buckets)
 
 
 def memory(trace: Trace, config: DeepSpeedConfig, world: int) -> Memory:
@@ -74,9 +75,10 @@ def memory(trace: Trace, config: DeepSpeedConfig, world: int) -> Memory:
     if offloaded:
         # Beside them lie the gradients that the optimizer reads, and ZeRO-2's weights on their way to the GPU.
         more = held.gradients if config.zero_stage == 3 else trace.element_bytes * held.masters // 4
-        host += held.masters + held.moments + held.masters + more
+        host += held.masters + held.moments + held.means + held.masters + more
     else:
         parts |= {"float32 weights": held.masters, "AdamW's moments": held.moments}
+        parts |= {"mean of the weights": held.means}
     if offloads_weights(config):
         away = trace.element_bytes * (held.masters // 4)
         parts["weights"] -= away

@@ -103,12 +103,12 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        return checkpoints.NUM_BYTES * self.parameters
+        return checkpoints.space_for_one(self.recipe, self.parameters)
 
     @property
     def kept_bytes(self) -> int:
         """Of all checkpoints that are there at once, one being written among them."""
-        return checkpoints.space_for_all(self.recipe.train, self.parameters)
+        return checkpoints.space_for_all(self.recipe, self.parameters)
 
 
 def make_plan(recipe: Recipe, config: DeepSpeedConfig, gpu: Gpu, world: int, tracer: Tracer) -> Plan:

@@ -62,6 +62,7 @@ class Trace:
     frozen: int  # elements of all other parameters
     buffers: int  # bytes
     element_bytes: int  # of a weight
+    averaged: bool  # a mean of the weights is kept
 
 
 def trace(
@@ -106,6 +107,7 @@ def trace(
             frozen=sum(p.numel() for p in parameters if not p.requires_grad),
             buffers=sum(b.nbytes for b in task.buffers()),
             element_bytes=DTYPES[precision].itemsize,
+            averaged=recipe.optim.ema_decay > 0,
         )
 
 

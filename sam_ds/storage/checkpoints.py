@@ -1,7 +1,8 @@
 """The folders of checkpoints: names, manifests, which are complete, which are damaged, which to keep.
 
 ``checkpoints/step_00001000/`` holds ``weights.safetensors`` (the model alone, fp32, released names, buffers and frozen
-weights included), ``rest.safetensors`` where a task trains more than its model, each rank's part of AdamW's moments and
+weights included), ``ema.safetensors`` likewise with the mean of the weights where the recipe keeps one,
+``rest.safetensors`` where a task trains more than its model, each rank's part of AdamW's moments and
 its random state, and, written last, ``complete.json`` with the size and the SHA-256 of every other file and of itself:
 a folder without it does not count. No file elsewhere says which is the latest, and so none can be wrong: it is looked
 up. Nothing is a pickle that could execute something, and nothing depends on how many ranks wrote it.
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import TrainConfig
+from sam_ds.config.schema import Recipe
 
 MANIFEST = "complete.json"
 WEIGHTS = "weights.safetensors"
+MEAN_WEIGHTS = "ema.safetensors"
 VERSION = 2
-NUM_BYTES = 12  # of a checkpoint, for each parameter: its weight and AdamW's two moments, in fp32
 PARTIAL = ".partial"  # ends the name of a folder that is being written
 OLDER = ".older"  # of one that makes room for another of the same step
 DELETED = ".deleted"  # of one that is being deleted
@@ -166,8 +167,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def space_for_all(train: TrainConfig, parameters: int) -> int:
+def space_for_one(recipe: Recipe, parameters: int) -> int:
+    """Bytes of a checkpoint: the weights, AdamW's two moments, and the weights' mean if one is kept, in fp32."""
+    return 4 * (3 + (recipe.optim.ema_decay > 0)) * parameters
+
+
+def space_for_all(recipe: Recipe, parameters: int) -> int:
     """Bytes of all checkpoints that a training has at once, at most: one is written before another is deleted."""
+    train = recipe.train
 
     def times(*every: int) -> int:
         """How often a training comes to a step that is a multiple of each; of 0 it never does."""
@@ -177,7 +184,7 @@ def space_for_all(train: TrainConfig, parameters: int) -> int:
     spaced = times(train.save_every)  # of those that are saved, what ``keep_every`` keeps
     if train.keep_best:  # a better score has one saved too
         spaced += times(train.eval_every) - times(train.save_every, train.eval_every)
-    return NUM_BYTES * parameters * (train.keep_last + train.keep_best + spaced + 1)
+    return space_for_one(recipe, parameters) * (train.keep_last + train.keep_best + spaced + 1)
 
 
 def check_space(folder: Path, needed: int) -> None:

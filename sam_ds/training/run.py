@@ -188,7 +188,8 @@ def _open_data(kit: tasks.Kit, data: str, val: str | None) -> None:
 def _check_disk(folder: RunFolder, engine: Engine) -> list[str]:
     """What the user should know of the space for checkpoints. Raises UserError if there is not enough for one."""
     parameters = sum(math.prod(shape) for shape in engine.shapes.values())
-    needed, of_all = checkpoints.NUM_BYTES * parameters, checkpoints.space_for_all(engine.recipe.train, parameters)
+    needed = checkpoints.space_for_one(engine.recipe, parameters)
+    of_all = checkpoints.space_for_all(engine.recipe, parameters)
     free = shutil.disk_usage(folder.path).free
     missing = of_all - len(checkpoints.find(folder.checkpoints)) * needed - free
     if free < needed:

@@ -15,6 +15,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sam_ds.config.errors import UserError
 from sam_ds.engine import checkpoint, distributed, replicas
@@ -40,6 +41,38 @@ def digest(state: dict[str, Tensor]) -> str:
 
 def full(engine: Engine) -> dict[str, Tensor]:
     return engine.state_dict(everywhere=True)
+
+
+def mean(engine: Engine) -> dict[str, Tensor]:
+    return engine.mean_state_dict(everywhere=True)
+
+
+def averaged(folder: Path, stage: int, precision: str) -> Any:
+    """The mean of the weights of six steps, of which one is skipped and the first two are frozen, beside torch's."""
+    decay = 0.8
+    engine = Engine(NanLoss, toy.recipe(drop_path=0.3, frozen=2, ema=decay), toy.config(stage, precision))
+    plain = [value.clone() for value in full(engine).values()]
+    average = get_ema_multi_avg_fn(decay)
+    skipped = []
+    for step in range(6):
+        skipped += [result.skipped for result in steps(engine, step, step + 1, 1)]
+        if not skipped[-1]:
+            average(plain, list(full(engine).values()), None)
+    state, means = full(engine), mean(engine)
+    trained = {name for name, parameter in engine.task.named_parameters() if parameter.requires_grad}
+    evaluated = engine.inference_model().state_dict()
+    kept = digest(full(engine)) == digest(state)
+    engine.close()
+    exact = {name: torch.equal(means[name], value) for name, value in zip(state, plain, strict=True)}
+    return {
+        "skipped": skipped,
+        "differ": [name for name, equal in exact.items() if not equal],
+        "own": [name for name in trained if torch.equal(means[name], state[name])],
+        "weights_kept": kept,
+        "evaluated": all(
+            torch.equal(value, means[f"model.{name}"].to(value.dtype)) for name, value in evaluated.items()
+        ),
+    }
 
 
 def own_digest(engine: Engine) -> str:
@@ -152,10 +185,10 @@ def optimizer_digest(engine: Engine) -> str:
 
 def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> Any:
     """Twenty steps straight, and ``half`` + the rest with a save and a load in another engine between."""
-    recipe, config = toy.recipe(drop_path=0.3, frozen=frozen), toy.config(stage, precision, 2)
+    recipe, config = toy.recipe(drop_path=0.3, frozen=frozen, ema=0.9), toy.config(stage, precision, 2)
     engine = Engine(toy.ToyTask, recipe, config)
     straight = [distributed.mean_logs(r.logs) for r in steps(engine, 0, 20, 2)]
-    expected = digest(full(engine)), optimizer_digest(engine)
+    expected = digest(full(engine)), optimizer_digest(engine), digest(mean(engine))
     engine.close()
 
     engine = Engine(toy.ToyTask, recipe, config)
@@ -169,12 +202,13 @@ def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> 
     manifest = checkpoint.load(engine, path)
     loaded = digest(full(engine))
     second = [distributed.mean_logs(r.logs) for r in steps(engine, half, 20, 2)]
-    got = digest(full(engine)), optimizer_digest(engine)
+    got = digest(full(engine)), optimizer_digest(engine), digest(mean(engine))
     own = own_digest(engine)
     engine.close()
     return {
         "weights": expected[0] == got[0],
         "optimizer": expected[1] == got[1],
+        "mean": expected[2] == got[2] != got[0],
         "loaded": saved == loaded,
         "logs": straight == first + second,
         "manifest": [manifest.step, manifest.frozen, manifest.score, manifest.progress["pictures"]],
@@ -185,16 +219,15 @@ def resume(folder: Path, stage: int, precision: str, frozen: int, half: int) -> 
 def leg(folder: Path, root: Path, stage: int, precision: str, start: int, end: int) -> Any:
     """Steps ``start`` to ``end`` of a training of two pictures a step, from the checkpoint of another world."""
     accumulation = 2 // distributed.world_size()
-    engine = Engine(toy.ToyTask, toy.recipe(drop_path=0.3), toy.config(stage, precision, accumulation))
+    engine = Engine(toy.ToyTask, toy.recipe(drop_path=0.3, ema=0.9), toy.config(stage, precision, accumulation))
     if start:
         checkpoint.load(engine, root / f"step_{start:08d}")
-    loaded = digest(full(engine)), engine.ds.global_steps
+    loaded = digest(full(engine)) + digest(mean(engine)), engine.ds.global_steps
     losses = [distributed.mean_logs(r.logs)["loss/total"] for r in steps(engine, start, end, accumulation)]
     checkpoint.save(engine, root, end)
-    weights = full(engine)
+    end_digest = digest(full(engine)) + digest(mean(engine))
     engine.close()
-    sums = {name: float(value.double().abs().sum()) for name, value in weights.items()}
-    return {"losses": losses, "loaded": loaded, "end": digest(weights), "sums": sums}
+    return {"losses": losses, "loaded": loaded, "end": end_digest}
 
 
 def frozen_phase(folder: Path, stage: int, precision: str) -> Any:

@@ -64,6 +64,11 @@ CURVES = {f"curve_{stage}": partial(cases.curve, stage=stage, accumulation=1) fo
 CURVES |= {
     f"curve_{stage}_bf16": partial(cases.curve, stage=stage, accumulation=1, precision="bf16") for stage in STAGES
 }
+AVERAGED = {
+    f"averaged_{stage}_{precision}": partial(cases.averaged, stage=stage, precision=precision)
+    for stage in STAGES
+    for precision in ("fp32", "bf16", "fp16")
+}
 DRIFTED = {f"drifted_{stage}": partial(cases.drifted, stage=stage) for stage in (0, 1, 2)}
 
 
@@ -76,6 +81,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         | RESUME
         | FROZEN
         | CURVES
+        | AVERAGED
         | DRIFTED
         | {"refuse": cases.refuse, "full_disk": cases.full_disk}
     )
@@ -104,10 +110,19 @@ def test_a_bad_rank_skips_the_step_on_all(two_ranks: dict[str, list[Any]], name:
 def test_resume_is_exact_to_the_last_bit(two_ranks: dict[str, list[Any]], name: str) -> None:
     seen = ranks.value(two_ranks, name)
     for rank in seen:
-        assert rank["weights"] and rank["optimizer"] and rank["loaded"] and rank["logs"], rank
+        assert rank["weights"] and rank["optimizer"] and rank["mean"] and rank["loaded"] and rank["logs"], rank
     frozen, half = (int(word) for word in name.split("_")[-2:])
     assert seen[0]["manifest"] == [half, half <= frozen and frozen > 0, 0.5, 7]
     assert seen[0]["digest"] == seen[1]["digest"]
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_mean_of_the_weights_is_torchs_to_the_last_bit(two_ranks: dict[str, list[Any]], name: str) -> None:
+    """Through a frozen start and a skipped step; it is what is evaluated, and the weights themselves stay."""
+    for seen in ranks.value(two_ranks, name):
+        assert seen["skipped"] == [False, False, True, False, False, False]
+        assert seen["differ"] == [] and seen["own"] == []
+        assert seen["weights_kept"] and seen["evaluated"]
 
 
 @pytest.mark.parametrize("name", DRIFTED)

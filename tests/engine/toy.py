@@ -135,13 +135,18 @@ class ToyTask(nn.Module):
 
 
 def recipe(
-    checkpointing: str = "none", offload: bool = False, drop_path: float = 0.0, frozen: int = 0, seed: int = 3
+    checkpointing: str = "none",
+    offload: bool = False,
+    drop_path: float = 0.0,
+    frozen: int = 0,
+    seed: int = 3,
+    ema: float = 0.0,
 ) -> Recipe:
     return Recipe(
         name="toy",
         seed=seed,
         model=ModelConfig(checkpointing=checkpointing, checkpoint_offload=offload, drop_path=drop_path),
-        optim=OptimConfig(lr=1e-2, weight_decay=0.05, layer_decay=0.8, frozen_encoder_steps=frozen),
+        optim=OptimConfig(lr=1e-2, weight_decay=0.05, layer_decay=0.8, frozen_encoder_steps=frozen, ema_decay=ema),
         schedule=ScheduleConfig("cosine", warmup_steps=3),
         train=TrainConfig(steps=40),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import TrainConfig
+from sam_ds.config.schema import OptimConfig, Recipe, TrainConfig
 from sam_ds.storage import checkpoints
 from sam_ds.storage.checkpoints import Manifest, step_folder
 from tests.storage.cases import complete
@@ -51,7 +51,10 @@ def test_only_complete_folders_count_and_the_newest_and_the_best_stay(tmp_path: 
 )
 def test_the_space_for_all_checkpoints(settings: dict[str, Any], count: int) -> None:
     train = TrainConfig(**{"steps": 100, "save_every": 10, "eval_every": 20, "keep_last": 2} | settings)
-    assert checkpoints.space_for_all(train, 1000) == count * 12_000
+    recipe = Recipe("any", train=train)
+    assert checkpoints.space_for_all(recipe, 1000) == count * 12_000
+    averaged = dataclasses.replace(recipe, optim=OptimConfig(ema_decay=0.9))
+    assert checkpoints.space_for_all(averaged, 1000) == count * 16_000
 
 
 def test_a_damaged_one_is_set_aside_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sam_ds.engine import counters, distributed, moments
 from sam_ds.engine.checkpoint import moment_files, random_state
 from sam_ds.engine.engine import Engine
 from sam_ds.modeling.convert import read_weights
-from sam_ds.storage.checkpoints import WEIGHTS, Manifest, damaged, read_manifest
+from sam_ds.storage.checkpoints import MEAN_WEIGHTS, WEIGHTS, Manifest, damaged, read_manifest
 
 # Settings that make another run of it: what it learns from could not be continued in another model or stream.
 _IDENTITY = ("name", "task", "seed", "model.preset")
@@ -22,7 +22,7 @@ class DamagedError(UserError):
 
 
 def load(engine: Engine, folder: Path) -> Manifest:
-    """Restore weights, moments, loss scale, buffers and random state from a complete checkpoint. Collective.
+    """Restore weights, their mean, moments, loss scale, buffers and random state from a checkpoint. Collective.
 
     Any number of ranks, ZeRO stage and precision can load what any other has written.
 
@@ -34,9 +34,10 @@ def load(engine: Engine, folder: Path) -> Manifest:
     _check_recipe(engine, manifest, folder)
     _check_shapes(engine, manifest, folder)
     _check_batch(engine, manifest, folder)
-    state = engine.join_state(read_weights(folder / WEIGHTS), _rest(folder))
+    state = engine.join_state(read_weights(folder / WEIGHTS), _read(folder / "rest.safetensors"))
+    means = engine.join_state(_read(folder / MEAN_WEIGHTS), {})
     # 1. The moments are those of the phase they were saved in: start it from these weights, frozen ones included.
-    engine.start_phase(manifest.frozen, state)
+    engine.start_phase(manifest.frozen, state, means)
     counters.restore(engine.ds, manifest.counters)
     if manifest.counters["steps"]:
         with moment_files.opened(folder) as reader:
@@ -64,8 +65,8 @@ def _verified(folder: Path) -> Manifest:
     return manifest
 
 
-def _rest(folder: Path) -> dict[str, Any]:
-    path = folder / "rest.safetensors"
+def _read(path: Path) -> dict[str, Any]:
+    """Weights that not every checkpoint has."""
     return read_weights(path) if path.is_file() else {}
 
 

@@ -20,6 +20,7 @@ from sam_ds.engine.checkpoint import moment_files, random_state
 from sam_ds.engine.engine import Engine
 from sam_ds.modeling.convert import save_weights
 from sam_ds.storage.checkpoints import (
+    MEAN_WEIGHTS,
     PARTIAL,
     WEIGHTS,
     Manifest,
@@ -113,6 +114,7 @@ class Files:
     def __init__(self, engine: Engine) -> None:
         rank = distributed.rank()
         self._model, self._rest = engine.split_state(engine.state_dict())  # on rank 0; empty elsewhere
+        self._mean = engine.split_state(engine.mean_state_dict())[0]  # likewise; empty where there is none
         # Without ZeRO every rank has all moments.
         self._moments = list(moments.copies(engine.ds)) if engine.config.zero_stage or rank == 0 else []
         self._random = random_state.read()
@@ -129,6 +131,7 @@ class Files:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._model.items()
         yield from self._rest.items()
+        yield from ((f"the mean of {name}", mean) for name, mean in self._mean.items())
         for part, held in self._moments:
             yield from ((f"{key} of {part.name}", moment) for key, moment in held.items())
 
@@ -138,7 +141,8 @@ class Files:
         random_state.write(self._random, random_path)
         moment_files.write(moments_path, self._moments)
         paths = [random_path, moments_path]
-        for name, weights in ((WEIGHTS, self._model), ("rest.safetensors", self._rest)):
+        files = ((WEIGHTS, self._model), ("rest.safetensors", self._rest), (MEAN_WEIGHTS, self._mean))
+        for name, weights in files:
             if weights:
                 save_weights(weights, folder / name)
                 paths.append(folder / name)
