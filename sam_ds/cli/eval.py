@@ -1,16 +1,17 @@
-"""``sam-ds eval``: how good a model is after some clicks and after a box, beside baselines."""
+"""``sam-ds eval``: how good a model is, beside baselines: a SAM after some clicks and after a box."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam_ds.cli.loading import Loaded, add_model_options, choose_device, load_model
+from sam_ds.cli.loading import PROMPTED, Loaded, add_model_options, build_model, choose_device, load_model
 from sam_ds.config.folders import make_writable
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ _EXAMPLE = """examples:
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "eval",
-        help="measure a model by simulated clicks and boxes",
-        description="Measure mIoU and boundary F1 after simulated clicks and a box on the val pictures, beside discs "
-        "of the mean mask area at the clicks. Writes eval.json and pictures.",
+        help="measure a model: a SAM by simulated clicks and boxes",
+        description="Measure a model on the val pictures. A SAM: mIoU and boundary F1 after simulated clicks and a "
+        "box, beside discs of the mean mask area at the clicks. Others: what their training measures. Writes "
+        "eval.json and pictures.",
         epilog=_EXAMPLE,
     )
     parser.add_argument("checkpoint", type=Path, help="a run folder, a checkpoint, or a .pth or .safetensors file")
@@ -43,6 +45,20 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    device = choose_device(args.device)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # before anything imports DeepSpeed, which would choose
+    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw)
+    output = args.output or default_output(loaded.weights)
+    make_writable(output)
+    measure = _by_prompts if loaded.recipe.task == PROMPTED else _by_task
+    results, drawn = measure(args, loaded, device, output / "pictures")
+    _write(output / "eval.json", args, loaded, results)
+    print(f"{output}: eval.json and {drawn} pictures drawn")
+    return 0
+
+
+def _by_prompts(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Path) -> tuple[dict[str, Any], int]:
+    """What clicks and boxes bring, and how many pictures were drawn."""
     from sam_ds.data.index import open_index, open_splits
     from sam_ds.data.loader import EvalLoader
     from sam_ds.evaluation.baseline import AREA_PICTURES, DiscBaseline, mean_area_fraction
@@ -50,11 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from sam_ds.evaluation.metrics import table
     from sam_ds.evaluation.pictures import Gallery
 
-    device = choose_device(args.device)
     train, val = (open_index(args.data), open_index(args.val)) if args.val else open_splits(args.data)
-    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw)
-    output = args.output or default_output(loaded.weights)
-    make_writable(output)
     recipe, side = loaded.recipe, loaded.model.config.image_size
     loader = EvalLoader(val, recipe.data, side, recipe.eval, 0, 1)
     for_area = replace(recipe.eval, max_pictures=AREA_PICTURES, max_masks=0)
@@ -64,16 +76,34 @@ def run(args: argparse.Namespace) -> int:
     columns = {}
     for name, predictor in predictors.items():
         columns[name] = evaluate(predictor, _progress(loader, name), recipe.eval, device).metrics()
-    gallery = Gallery(output / "pictures", recipe.eval.pictures)
+    gallery = Gallery(pictures, recipe.eval.pictures)
     model = loaded.model.to(device)
     batches = _Counted(_progress(loader, "model"))
     columns["model"] = evaluate(model, batches, recipe.eval, device, watcher=gallery).metrics()
     print(table(columns))
-    results = {"disc_area_fraction": fraction, "pictures": batches.pictures, "metrics": columns}
-    _write(output / "eval.json", args, loaded, results)
     print(f"measured on {columns['model']['masks']:.0f} masks of {batches.pictures} pictures")
-    print(f"{output}: eval.json and {len(gallery.paths)} pictures drawn")
-    return 0
+    results = {"disc_area_fraction": fraction, "pictures": batches.pictures, "metrics": columns}
+    return results, len(gallery.paths)
+
+
+def _by_task(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Path) -> tuple[dict[str, Any], int]:
+    """What the training itself measures of a task, and how many pictures were drawn."""
+    from sam_ds.engine import distributed
+    from sam_ds.training import tasks
+
+    recipe, kit = loaded.recipe, tasks.kit(loaded.recipe.task)
+    distributed.init()
+    try:
+        kit.open_data(args.data, args.val)
+        columns = kit.baselines(recipe, device)
+        if args.untrained:
+            untrained = _untrained(loaded).to(device).eval()
+            columns["untrained"], _ = kit.evaluate(untrained, recipe, device, pictures / "untrained")
+        columns["model"], drawn = kit.evaluate(loaded.model.to(device).eval(), recipe, device, pictures)
+    finally:
+        distributed.shut_down()
+    print(kit.table(columns))
+    return {"metrics": columns}, len(drawn)
 
 
 def default_output(weights: Path) -> Path:
@@ -101,10 +131,8 @@ def _untrained(loaded: Loaded) -> Any:
     """The same model with fresh weights, those a training with this recipe starts from."""
     import torch
 
-    from sam_ds.modeling.presets import build_sam
-
     torch.manual_seed(loaded.recipe.seed)
-    return build_sam(loaded.recipe.model)
+    return build_model(loaded.recipe)
 
 
 def _progress(loader: EvalLoader, name: str) -> Iterable[SegmentBatch]:

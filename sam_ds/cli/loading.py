@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sam_ds.cli.export import add_raw_option
 from sam_ds.config.errors import UserError
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     import torch
 
     from sam_ds.config.schema import Recipe
-    from sam_ds.modeling.sam import Sam
+
+
+PROMPTED = "segment_images"  # the task whose models answer to clicks and boxes
 
 
 class Loaded(NamedTuple):
-    model: Sam
+    model: Any  # of the recipe's task
     recipe: Recipe
     weights: Path
 
@@ -44,7 +46,6 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
     from sam_ds.config import overrides
     from sam_ds.config.schema import ModelConfig, Recipe
     from sam_ds.modeling.convert import load_weights
-    from sam_ds.modeling.presets import build_sam
     from sam_ds.storage.weights import find_weights
 
     if source.is_dir():
@@ -61,9 +62,20 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
     else:
         raise UserError(f"{source} holds weights only: say which model they are with --recipe NAME or --preset vit_b")
     found = overrides.apply(found, settings)
-    model = build_sam(replace(found.model, init=""))
+    model = build_model(replace(found, model=replace(found.model, init="")))
     load_weights(model, weights)
     return Loaded(model, found, weights)
+
+
+def build_model(recipe: Recipe) -> Any:
+    """A recipe's model with fresh weights, or with those of ``model.init``."""
+    if recipe.task == PROMPTED:
+        from sam_ds.modeling.presets import build_sam
+
+        return build_sam(recipe.model)
+    from sam_ds.training import tasks  # here: the trainer takes seconds to import, and a click needs none of it
+
+    return tasks.kit(recipe.task).build(recipe).model
 
 
 def _recipe_of(checkpoint: Path) -> Recipe:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sam_ds.cli.loading import add_model_options, choose_device, load_model
+from sam_ds.cli.loading import PROMPTED, add_model_options, choose_device, load_model
 from sam_ds.config.errors import UserError
 
 _EXAMPLE = """examples:
@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> int:
     pixels = read_picture(args.picture)
     prompt.check(pixels.shape[:2])  # before the model is loaded, which takes seconds
     device = choose_device(args.device)
-    model = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw).model.to(device)
-    answer = predict(model, pixels, prompt, device)
+    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw)
+    if loaded.recipe.task != PROMPTED:
+        raise UserError(f"{loaded.weights} was trained for task={loaded.recipe.task}: only a SAM answers to a click")
+    answer = predict(loaded.model.to(device), pixels, prompt, device)
     _save(draw_prediction(pixels, answer, prompt), args.output)
     if args.mask:
         _save(Image.fromarray(answer.mask.numpy()).convert("L"), args.mask)
