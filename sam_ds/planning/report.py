@@ -129,7 +129,7 @@ def _figures(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe.name,
         "config": plan.config.source,
         "gpu": plan.gpu.name,
-        "nodes": plan.nodes,
+        "nodes": int(plan.nodes) if plan.nodes.is_integer() else plan.nodes,
         "gpus": plan.world,
         "batch": plan.batch,
         "fits": plan.fits,
