@@ -65,7 +65,7 @@ train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).compl
 
 test: $(VENV)/.installed-dev
 	@$(UNLOCK)
-	$(WITH_PATH) python -m pytest $(ARGS)
+	$(WITH_PATH) python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The real launcher on several hosts, made of this machine's namespaces. Only root can make them, and install this:
 HOST_PROGRAMS := ip:iproute2 sshd:openssh-server pdsh:pdsh

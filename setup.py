@@ -32,6 +32,7 @@ FAST = ["simplejpeg>=1.7"]
 KERNELS = ["triton>=3.6,<3.10"]
 TEST = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     # Peers that tests and benchmarks compare with; segment-anything is Meta's released code.
     "segment-anything==1.0",
     "transformers>=5.0",
