@@ -1,16 +1,16 @@
-"""The weights of one model as the start of another: whole SAMs as they are, plain ViTs by the parts that fit.
+"""The weights of one model as the start of another: whole SAMs as they are, others by the parts that fit.
 
 A plain ViT is what MAE's release holds (its encoder, with or without its decoder), what timm's files hold, and what
 masked autoencoding and classification train here: their names are the same. Into SAM's image encoder goes all that both
 have. SAM attends in windows and with relative positions, which start at zero, so at first its blocks do what the plain
-ViT's do; it has no class token and no norm after the last block, and a plain ViT has no neck.
+ViT's do; it has no class token and no norm after the last block, and a plain ViT has no neck. Other models hold SAM's
+encoder, or its trunk, under the same name, and start from either.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,7 @@ from sam_ds.modeling.convert import Shapes, check_same, read_weights, shapes_of
 
 _ENCODER = "image_encoder."
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
-# What SAM calls otherwise than a plain ViT does.
-_OF_SAM = ((re.compile(r"\.mlp\.fc([12])\."), r".mlp.lin\1."),)
-# What the encoder of both is made of: a file that lacks some of it, or has it in another shape, is no start.
+# What every encoder is made of: a file that lacks some of it, or has it in another shape, is no start.
 _TRUNK = re.compile(r"(patch_embed|pos_embed|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.(fc|lin)[12]))(\.|$)")
 
 
@@ -64,30 +62,39 @@ def plan(own: Shapes, given: Shapes, source: str) -> Handover:
     Raises:
         UserError: one line; the file is of another size, incomplete, or of no kind that is known.
     """
-    if _is_sam(given):
-        if not _is_sam(own):
-            raise UserError(f"{source} holds a SAM, and this model starts from a plain ViT, as of MAE or a classifier")
+    if _is_sam(own) and _is_sam(given):
         check_same(own, given, source)
         return Handover(source, {name: name for name in own}, {}, (), ())
-    if len(given.get(_PATCHES, ())) != 4 or not _depth(given):
-        names = ", ".join(sorted(given)[:3]) or "nothing"
-        raise UserError(
-            f"{source} holds neither a SAM nor a plain ViT (it has {names}, …): take the .pth or .safetensors of one, "
-            "or a run folder"
-        )
     _check_size(own, given, source)
-    names = {_own_name(name, _is_sam(own)): name for name in given}
+    ours, theirs = _prefix(own), _prefix(given)
+
+    def own_name(name: str) -> str:
+        if not name.startswith(theirs):  # of no encoder
+            return name
+        name = name.removeprefix(theirs)
+        return ours + (re.sub(r"\.mlp\.fc([12])\.", r".mlp.lin\1.", name) if _has_sam_s_blocks(own) else name)
+
+    names = {own_name(name): name for name in given}
     shared = {mine: name for mine, name in names.items() if mine in own}
     same = {mine: name for mine, name in shared.items() if own[mine] == given[name]}
     resized = {mine: name for mine, name in shared.items() if mine not in same and _can_resize(mine, own, given[name])}
     new = tuple(mine for mine in own if mine not in same and mine not in resized)
-    _check_trunk(new, own, shared, given, source)
+    for mine in new:
+        if _TRUNK.match(mine.removeprefix(ours)) or (mine in shared and mine.startswith(_ENCODER)):
+            has = f"has {list(given[shared[mine]])} for" if mine in shared else "lacks"
+            raise UserError(
+                f"{source} {has} this model's {mine} {list(own[mine])}: choose the model.preset it was made with, or "
+                "another model.init"
+            )
     left = tuple(name for mine, name in names.items() if mine not in same and mine not in resized)
     return Handover(source, same, resized, new, left)
 
 
 def load_start(model: nn.Module, path: str) -> Handover:
-    """Give a model the weights of a file that it has a use for; the others stay as they were drawn.
+    """Give a model the weights of a file that it has a use for; what the file lacks stays as it was drawn.
+
+    Args:
+        model: a SAM, a model that holds SAM's encoder or trunk as ``image_encoder``, that trunk, or a plain ViT.
 
     Raises:
         UserError: as ``plan``, or the file cannot be read.
@@ -110,11 +117,10 @@ def resize_positions(positions: Tensor, shape: tuple[int, ...]) -> Tensor:
         positions: [1, g * g, D], or [1, 1 + g * g, D] with that of a class token first.
         shape: of the result: [1, h, h, D] of SAM, or [1, 1 + h * h, D].
     """
-    count = positions.shape[1]
-    side = math.isqrt(count)
-    first, cells = positions.float().split([count - side * side, side * side], dim=1)
+    side, beside = _grid(positions.shape[1])
+    first, cells = positions.float().split([beside, side * side], dim=1)
     grid = cells.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # [1, D, g, g]
-    size = shape[1] if len(shape) == 4 else math.isqrt(shape[1])
+    size = shape[1] if len(shape) == 4 else _grid(shape[1])[0]
     grid = F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
     return grid if len(shape) == 4 else torch.cat([first, grid.flatten(1, 2)], dim=1)
 
@@ -136,29 +142,29 @@ def resize_patches(kernel: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _is_sam(names: Shapes) -> bool:
-    return any(name.startswith(_ENCODER) for name in names)
+    return _prefix(names) == _ENCODER and any(name.startswith("mask_decoder.") for name in names)
 
 
-def _own_name(name: str, of_sam: bool) -> str:
-    """What a plain ViT's name is in the model that takes it."""
-    if of_sam:
-        for pattern, other in _OF_SAM:
-            name = pattern.sub(other, name)
-    return _ENCODER + name if of_sam else name
+def _prefix(names: Shapes) -> str:
+    """What the names of a model's encoder begin with."""
+    return _ENCODER if _ENCODER + _PATCHES in names else ""
 
 
-def _depth(names: Shapes) -> int:
-    blocks = {match[1] for name in names if (match := re.match(rf"(?:{_ENCODER})?blocks\.(\d+)\.", name))}
-    return len(blocks)
-
-
-def _width(names: Shapes) -> int:
-    return names[_ENCODER + _PATCHES if _is_sam(names) else _PATCHES][0]
+def _has_sam_s_blocks(names: Shapes) -> bool:
+    return f"{_prefix(names)}blocks.0.mlp.lin1.weight" in names
 
 
 def _check_size(own: Shapes, given: Shapes, source: str) -> None:
-    """Width and depth first: where they differ, so does nearly everything."""
-    theirs, ours = (_width(given), _depth(given)), (_width(own), _depth(own))
+    """Raise UserError unless the file holds an encoder of the model's size: else nearly every name or shape differs."""
+    theirs, ours = _size(given), _size(own)
+    if not all(theirs):
+        names = ", ".join(sorted(given)[:3]) or "nothing"
+        raise UserError(
+            f"{source} holds neither a SAM nor a plain ViT (it has {names}, …): give a .pth or .safetensors of one, or "
+            "a run folder"
+        )
+    if _has_sam_s_blocks(given) and not _has_sam_s_blocks(own):
+        raise UserError(f"{source} holds SAM's encoder, and this model starts from a plain ViT, as of MAE")
     if theirs != ours:
         raise UserError(
             f"{source} holds a ViT of width {theirs[0]} and depth {theirs[1]}, and this model has width {ours[0]} and "
@@ -166,30 +172,34 @@ def _check_size(own: Shapes, given: Shapes, source: str) -> None:
         )
 
 
+def _size(names: Shapes) -> tuple[int, int]:
+    """Width and depth, 0 where there is no encoder."""
+    prefix = _prefix(names)
+    patches = names.get(prefix + _PATCHES, ())
+    blocks = {match[1] for name in names if (match := re.match(rf"{re.escape(prefix)}blocks\.(\d+)\.", name))}
+    return patches[0] if len(patches) == 4 else 0, len(blocks)
+
+
 def _can_resize(name: str, own: Shapes, given: tuple[int, ...]) -> bool:
     """Whether a weight is one of another grid or size of patches, with all else alike."""
     name, mine = name.removeprefix(_ENCODER), own[name]
     if name == _PATCHES:
-        return mine[:2] == given[:2] and given[2] == given[3]
+        return mine[:2] == given[:2] and given[2] == given[3] > 0
     if name != _POSITIONS or len(given) != 3 or given[0] != 1 or mine[-1] != given[-1]:
         return False
-    beside = given[1] - math.isqrt(given[1]) ** 2  # positions that are of no cell: that of a class token
-    return beside in (0, 1) if len(mine) == 4 else beside == mine[1] - math.isqrt(mine[1]) ** 2
+    side, beside = _grid(given[1])
+    return side > 0 and (beside < 2 if len(mine) == 4 else beside == _grid(mine[1])[1])
 
 
-def _check_trunk(new: tuple[str, ...], own: Shapes, shared: Mapping[str, str], given: Shapes, source: str) -> None:
-    missing = [name for name in new if _TRUNK.match(name.removeprefix(_ENCODER))]
-    if missing:
-        name = missing[0]
-        has = f"has {list(given[shared[name]])} where" if name in shared else "lacks"
-        raise UserError(
-            f"{source} {has} this model's {name} {list(own[name])}: it is no plain ViT with biases, absolute positions "
-            "of a square grid, and four times as many channels in its MLPs"
-        )
+def _grid(count: int) -> tuple[int, int]:
+    """The side of the square grid that has so many positions, and how many are of no cell: 1 with a class token."""
+    side = math.isqrt(count)
+    return side, count - side * side
 
 
 def _groups(names: tuple[str, ...]) -> str:
-    """Names by the part of the model they belong to, each part once."""
-    parts = [re.sub(rf"^({_ENCODER})?(blocks)\.\d+\.", r"\1\2.", name) for name in names]
-    parts = [".".join(part.split(".")[: 4 if "blocks" in part else 2]) for part in parts]
-    return ", ".join(dict.fromkeys(parts))
+    """The parts of the model that names belong to, each once: of blocks, what all of them have."""
+    split = [name.removeprefix(_ENCODER).split(".") for name in names]
+    return ", ".join(
+        dict.fromkeys(".".join([first, *rest[1:]]) if first == "blocks" else first for first, *rest in split)
+    )
