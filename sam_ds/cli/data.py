@@ -9,6 +9,7 @@ from typing import Any
 _EXAMPLE = """examples:
   sam-ds data synth .cache/synthetic --train 400 --val 60
   sam-ds data index /data/sa1b
+  sam-ds data index /data/imagenet
   sam-ds data show /data/sa1b --index 3 -o picture.png
 """
 
@@ -17,15 +18,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "data",
         help="index a data set, look at it, or make one of drawn scenes",
-        description="Index a folder of SA-1B tars or of jpg and json pairs, show a picture of it, or draw a set.",
+        description="Index a folder of SA-1B tars, of jpg and json pairs, or of whole pictures; show a picture of it; "
+        "or draw a set.",
         epilog=_EXAMPLE,
     )
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
     index = actions.add_parser("index", help="index a folder anew and report what is wrong with it", epilog=_EXAMPLE)
-    index.add_argument("path", help="folder of tars, or of jpg and json pairs")
+    index.add_argument("path", help="folder of tars, of jpg and json pairs, or of pictures")
     index.add_argument("--faults", type=int, default=20, metavar="N", help="faults listed (default: 20)")
     show = actions.add_parser("show", help="draw a picture with its masks, and say what is in it", epilog=_EXAMPLE)
-    show.add_argument("path", help="folder of tars, or of jpg and json pairs")
+    show.add_argument("path", help="folder of tars, of jpg and json pairs, or of pictures")
     show.add_argument("--index", type=int, default=0, metavar="N", help="which picture (default: 0)")
     show.add_argument("-o", "--output", required=True, metavar="FILE", help="the .png to write")
     _add_synth(actions)
@@ -50,15 +52,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from sam_ds.data.index import build_index
+    from sam_ds.data.imagenet import PictureIndex
+    from sam_ds.data.index import Index
+    from sam_ds.data.scan import has_pairs
+    from sam_ds.data.table import build_table, halves
 
-    report = build_index(args.path)
-    print(report)
-    for finding in report.findings[: args.faults]:
-        print(f"  {finding.kind}: {finding.place}: {finding.what}")
-    hidden = sum(report.counts.values()) - min(args.faults, len(report.findings))
-    if hidden > 0:
-        print(f"  and {hidden} more")
+    kind, parts = (Index, [args.path]) if has_pairs(args.path) else (PictureIndex, halves(args.path))
+    for part in parts:
+        report = build_table(kind, part)
+        print(report)
+        for finding in report.findings[: args.faults]:
+            print(f"  {finding.kind}: {finding.place}: {finding.what}")
+        hidden = sum(report.counts.values()) - min(args.faults, len(report.findings))
+        if hidden > 0:
+            print(f"  and {hidden} more")
     return 0
 
 

@@ -32,21 +32,22 @@ def show(pixels: Pixels, view: View, color: npt.NDArray[np.float64] | None, out:
 
 
 def _straight(pixels: Pixels, view: View) -> Tensor:
-    part = _cut(pixels, (view.left, view.top, view.left + view.width, view.top + view.height), view.denominator)
-    shown = _resize(part, view.shown)
+    part = cut(pixels, (view.left, view.top, view.left + view.width, view.top + view.height), view.denominator)
+    shown = resize(part, view.shown)
     return shown.flip(-1) if view.flip else shown
 
 
-def _cut(pixels: Pixels, box: tuple[int, int, int, int], denominator: int) -> Tensor:
-    """uint8 [1, 3, h, w] of a box (left, top, right, bottom) of the source; left and top lie on decoded pixels."""
+def cut(pixels: Pixels, box: tuple[int, int, int, int], denominator: int) -> Tensor:
+    """uint8 [1, 3, h, w] of a box (left, top, right, bottom) of the source, widened to decoded pixels."""
     left, top, right, bottom = box[0] // denominator, box[1] // denominator, *(-(-x // denominator) for x in box[2:])
     return torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)[None]
 
 
-def _resize(part: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(part: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """uint8 [1, 3, h, w] to uint8 [3, height, width], antialiased. Its bicubic is Pillow's, to a rounding."""
     if part.shape[2:] == size:
         return part[0]
-    return F.interpolate(part, size=size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(part, size=size, mode=mode, antialias=True)[0]
 
 
 def _warped(pixels: Pixels, view: View) -> Tensor:
@@ -63,7 +64,7 @@ def _warped(pixels: Pixels, view: View) -> Tensor:
     # The affine change's own scale counts too: one step in the input is this many source pixels.
     step = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     size = max(1, round((bottom - top) / step)), max(1, round((right - left) / step))
-    part = _resize(_cut(pixels, (left, top, right, bottom), d), size)
+    part = resize(cut(pixels, (left, top, right, bottom), d), size)
     # grid_sample counts from -1 to 1 across the part, borders included (align_corners=False).
     to_unit = np.array([[2 / (right - left), 0, -1 - 2 * left / (right - left)], [0, 2 / (bottom - top), 0], [0, 0, 1]])
     to_unit[1, 2] = -1 - 2 * top / (bottom - top)

@@ -1,18 +1,55 @@
-"""The record of pictures that were left out, and the point at which there are too many of them."""
+"""Pictures that are left out: what takes their place, the record of them, and when there are too many."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from sam_ds.config.errors import RankError
-from sam_ds.data.samples import Bad
+from sam_ds.data.files import BadSampleError
+from sam_ds.data.sampler import Sampler
 
+_ATTEMPTS = 16  # substitutes tried for one position before the set is given up
 # So many different bad pictures are always borne: a part of a small set says little.
 _ALWAYS_BORNE = 10
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A picture that was left out."""
+
+    sample: int
+    file: str
+    reason: str
+
+
+def first_good(
+    sampler: Sampler, position: int, make: Callable[[int], _T], name: Callable[[int], str]
+) -> tuple[_T | None, list[Bad]]:
+    """What ``make`` makes of the sample at a stream position, or of the one that takes its place.
+
+    Args:
+        make: of a sample; it raises BadSampleError.
+        name: where a sample is.
+
+    Returns:
+        None if one substitute after another is bad too; and the bad ones met on the way.
+    """
+    bad: list[Bad] = []
+    for attempt in range(_ATTEMPTS):
+        sample = sampler.substitute(position, attempt) if attempt else sampler.sample(position)
+        try:
+            return make(sample), bad
+        except BadSampleError as error:
+            bad.append(Bad(sample, name(sample), str(error)))
+    return None, bad
 
 
 class Quarantine:

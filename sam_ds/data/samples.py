@@ -13,29 +13,21 @@ from torch import Tensor
 
 from sam_ds.config.schema import DataConfig
 from sam_ds.data import runs
+from sam_ds.data.files import BadSampleError
 from sam_ds.data.index import Index
 from sam_ds.data.pixels import random_color, show
-from sam_ds.data.reader import BadSampleError, Raw, Reader, decode
+from sam_ds.data.quarantine import Bad, first_good
+from sam_ds.data.reader import Raw, Reader, decode
 from sam_ds.data.sampler import Sampler
 from sam_ds.data.transforms import View, random_view, visible_part, whole_view
 from sam_ds.types import MaskRuns, SegmentBatch
 
-_ATTEMPTS = 16  # substitutes tried for one position before the set is given up
 _VIEWS = 4  # random views drawn before a picture is shown whole
 _MOSTLY = 0.5  # a mask with this part of its box in view is trained on
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A picture that was left out."""
-
-    sample: int
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -82,14 +74,8 @@ class SampleMaker:
 
         Its pixels go to ``image``, uint8 [3, S, S] and zero. None if one substitute after another is bad too.
         """
-        bad: list[Bad] = []
-        for attempt in range(_ATTEMPTS):
-            sample = self.sampler.substitute(position, attempt) if attempt else self.sampler.sample(position)
-            try:
-                return self._training_sample(sample, position, image), bad
-            except BadSampleError as error:
-                bad.append(Bad(sample, self.reader.index.name(sample), str(error)))
-        return None, bad
+        name = self.reader.index.name
+        return first_good(self.sampler, position, lambda s: self._training_sample(s, position, image), name)
 
     def for_evaluation(self, sample: int, max_masks: int, image: Tensor) -> tuple[Sample, list[Bad]]:
         """A picture as it is, with at most ``max_masks`` masks (0: all). A bad one stays black and has no masks."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +17,13 @@ from sam_ds.data.limits import raise_if_of_machine
 from sam_ds.data.tar import DamagedTarError, members
 
 LOOSE = -1  # the shard of a sample in loose files
+_LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES = (*_LOWER, *(extension.upper() for extension in _LOWER))  # extensions of files that are looked into
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault: ``kind`` is truncated, orphan, duplicate or outside."""
+    """A fault: ``kind`` is truncated, orphan, duplicate, outside, link or empty."""
 
     kind: str
     place: str  # the tar, or the folder
@@ -34,40 +39,106 @@ class Found:
 
 
 @dataclass
-class _Place:
-    """Members of a tar, or the loose files: for every name without extension, [offset, size] by extension."""
+class Place:
+    """A tar, or the loose files of a folder: where every file lies, in their order."""
 
-    name: str
+    name: str  # the tar, or the root of the set
     shard: int
-    members: dict[str, dict[str, tuple[int, int]]]
+    folder: str  # of the loose files or of the tar, relative to the root; empty for the root itself
+    files: list[tuple[str, int, int]]  # name (of loose files relative to the root), offset, size
 
 
-def scan(root: Path, tell: Callable[[str], None] | None = None) -> Found:
+class Gather(Protocol):
+    """What makes samples of files."""
+
+    def rows(self, place: Place, findings: list[Finding]) -> npt.NDArray[np.void]:
+        """The samples of a place; its names need not stay in memory after it."""
+        ...
+
+    def finish(self, samples: npt.NDArray[np.void], shards: list[str], findings: list[Finding]) -> npt.NDArray[np.void]:
+        """The samples of all places, once they are known."""
+        ...
+
+    def what(self) -> str:
+        """What was found, in the plural, for people."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the header of the index says beside the table."""
+        ...
+
+
+def scan(root: Path, tell: Callable[[str], None] | None = None, gather: Gather | None = None) -> Found:
     """Look through ``root`` and its sub-folders. The order of samples does not depend on the file system.
 
-    ``tell`` hears of every folder and every tar when it is come to.
+    Args:
+        tell: hears of every folder and every tar when it is come to.
+        gather: what is looked for; by default SA-1B's pairs.
     """
-    tell = tell or (lambda place: None)
+    tell, gather = tell or (lambda place: None), gather or Pairs()
     stamps: list[tuple[str, int | None, int]] = []
-    loose = _Place(str(root), LOOSE, {})
     findings: list[Finding] = []
     tars: list[str] = []
-    for folder, files in _walk(root):
+    tables: list[npt.NDArray[np.void]] = []
+    for folder, files, links in walk(root):
         tell(f"indexing {root / folder}")
         stamps.append((folder, None, os.stat(root / folder).st_mtime_ns))
-        for file in files:
-            if file.endswith(".tar"):
-                tars.append(os.path.join(folder, file))
-            else:
-                _add(loose, os.path.join(folder, file), (0, -1), findings)
-    tables = [_table(loose, findings)]
+        findings += [
+            Finding("link", os.path.join(folder, name), "is a link to a folder: not followed") for name in links
+        ]
+        tars += [os.path.join(folder, file) for file in files if file.endswith(".tar")]
+        loose = [(os.path.join(folder, file), 0, -1) for file in files if not file.endswith(".tar")]
+        tables.append(gather.rows(Place(str(root), LOOSE, folder, loose), findings))
     for shard, tar in enumerate(tars):
         tell(f"indexing {root / tar}")
         status = os.stat(root / tar)
         stamps.append((tar, status.st_size, status.st_mtime_ns))
-        tables.append(_table(_read_tar(root, tar, shard, findings), findings))
-    samples = _without_duplicates(np.concatenate(tables), tars, findings)
+        tables.append(gather.rows(_read_tar(root, tar, shard, findings), findings))
+    samples = gather.finish(np.concatenate(tables), tars, findings)
     return Found(samples, tars, stamps, findings)
+
+
+class Pairs:
+    """SA-1B's samples: a .jpg and the .json of the same name beside it."""
+
+    def rows(self, place: Place, findings: list[Finding]) -> npt.NDArray[np.void]:
+        """The rows of a place's whole pairs."""
+        pairs: dict[str, dict[str, tuple[int, int]]] = {}
+        for name, offset, size in without_repeats(place, (".jpg", ".json"), findings):
+            stem, extension = os.path.splitext(name)
+            pairs.setdefault(stem, {})[extension] = (offset, size)
+        rows = []
+        for stem, kinds in pairs.items():
+            if len(kinds) < 2:
+                (only,) = kinds
+                missing = ".json" if only == ".jpg" else ".jpg"
+                findings.append(Finding("orphan", place.name, f"{stem}{only} has no {missing} beside it"))
+                continue
+            (jpg_offset, jpg_size), (json_offset, json_size) = kinds[".jpg"], kinds[".json"]
+            rows.append((os.fsencode(stem), place.shard, jpg_size, jpg_offset, json_size, json_offset))
+        return np.array(rows, row_dtype(max((len(row[0]) for row in rows), default=1)))
+
+    def finish(self, samples: npt.NDArray[np.void], shards: list[str], findings: list[Finding]) -> npt.NDArray[np.void]:
+        """Without pictures that an earlier tar, or a loose file, has under the same name.
+
+        Loose files of one name in two folders are two pictures.
+        """
+        _, first, group = np.unique(name_hashes(samples["stem"]), return_index=True, return_inverse=True)
+        earlier = first[group]  # the first row of the same name
+        again = samples["shard"] != samples["shard"][earlier]
+        for row in np.flatnonzero(again):
+            other = samples["shard"][earlier[row]]
+            where = "the loose files" if other == LOOSE else shards[other]
+            what = f"{os.fsdecode(bytes(samples['stem'][row]))} is in {where} too; that one is used"
+            findings.append(Finding("duplicate", shards[samples["shard"][row]], what))
+        kept: npt.NDArray[np.void] = samples[~again]
+        return kept
+
+    def what(self) -> str:
+        return "pictures with masks"
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
 
 def row_dtype(stem_bytes: int) -> np.dtype[np.void]:
@@ -84,23 +155,24 @@ def row_dtype(stem_bytes: int) -> np.dtype[np.void]:
     )
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders and their files, both by name, hidden ones left out."""
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Folders, their files and those of their folders that are links, all by name, hidden ones left out."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        links = [f for f in folders if os.path.islink(os.path.join(folder, f))]
         relative = os.path.relpath(folder, root)
-        yield "" if relative == "." else relative, sorted(f for f in files if not f.startswith("."))
+        yield "" if relative == "." else relative, sorted(f for f in files if not f.startswith(".")), links
 
 
-def _read_tar(root: Path, tar: str, shard: int, findings: list[Finding]) -> _Place:
-    place = _Place(tar, shard, {})
+def _read_tar(root: Path, tar: str, shard: int, findings: list[Finding]) -> Place:
+    place = Place(tar, shard, os.path.dirname(tar), [])
     try:
         for member in members(str(root / tar)):
             name = os.path.normpath(member.name)
             if leads_outside(name):
                 findings.append(Finding("outside", tar, f"{member.name} leads out of the folder; it is left out"))
             else:
-                _add(place, name, (member.offset, member.size), findings)
+                place.files.append((name, member.offset, member.size))
     except (DamagedTarError, OSError) as error:
         if isinstance(error, OSError):
             raise_if_of_machine(error, str(root / tar))
@@ -108,53 +180,43 @@ def _read_tar(root: Path, tar: str, shard: int, findings: list[Finding]) -> _Pla
     return place
 
 
+def without_repeats(
+    place: Place, extensions: tuple[str, ...], findings: list[Finding]
+) -> Iterator[tuple[str, int, int]]:
+    """The files with one of the extensions, the first of each name."""
+    seen: set[str] = set()
+    for name, offset, size in place.files:
+        if os.path.splitext(name)[1] not in extensions:
+            continue
+        if name in seen:
+            findings.append(Finding("duplicate", place.name, f"{name} is there twice; the first one is used"))
+        else:
+            seen.add(name)
+            yield name, offset, size
+
+
+def has_pairs(root: str | Path) -> bool:
+    """Whether a folder is of SA-1B's kind: its first sub-folder or tar with pictures has .json files beside them."""
+    for folder, files, _ in walk(Path(root).expanduser()):
+        tars = (os.path.join(root, folder, file) for file in files if file.endswith(".tar"))
+        for names in itertools.chain([files], map(_names, tars)):
+            kinds = {os.path.splitext(name)[1] for name in names} & {*PICTURES, ".json"}
+            if kinds - {".json"}:
+                return ".json" in kinds
+    return False
+
+
+def _names(tar: str) -> list[str]:
+    """Of the members, up to the first damage."""
+    names: list[str] = []
+    with suppress(DamagedTarError, OSError):
+        names.extend(member.name for member in members(tar))
+    return names
+
+
 def leads_outside(name: str) -> bool:
     """Whether a path, once joined to a folder, may lie elsewhere."""
     return os.path.isabs(name) or ".." in name.split("/")
-
-
-def _add(place: _Place, name: str, where: tuple[int, int], findings: list[Finding]) -> None:
-    stem, extension = os.path.splitext(name)
-    if extension not in (".jpg", ".json"):
-        return
-    kinds = place.members.setdefault(stem, {})
-    if extension in kinds:
-        findings.append(Finding("duplicate", place.name, f"{name} is there twice; the first one is used"))
-    else:
-        kinds[extension] = where
-
-
-def _table(place: _Place, findings: list[Finding]) -> npt.NDArray[np.void]:
-    """The rows of a place's whole pairs; its names need not stay in memory after it."""
-    rows = []
-    for stem, kinds in place.members.items():
-        if len(kinds) < 2:
-            (only,) = kinds
-            missing = ".json" if only == ".jpg" else ".jpg"
-            findings.append(Finding("orphan", place.name, f"{stem}{only} has no {missing} beside it"))
-            continue
-        (jpg_offset, jpg_size), (json_offset, json_size) = kinds[".jpg"], kinds[".json"]
-        rows.append((os.fsencode(stem), place.shard, jpg_size, jpg_offset, json_size, json_offset))
-    return np.array(rows, row_dtype(max((len(row[0]) for row in rows), default=1)))
-
-
-def _without_duplicates(
-    samples: npt.NDArray[np.void], tars: list[str], findings: list[Finding]
-) -> npt.NDArray[np.void]:
-    """Without pictures that an earlier tar, or a loose file, has under the same name.
-
-    Loose files of one name in two folders are two pictures.
-    """
-    _, first, group = np.unique(name_hashes(samples["stem"]), return_index=True, return_inverse=True)
-    earlier = first[group]  # the first row of the same name
-    again = samples["shard"] != samples["shard"][earlier]
-    for row in np.flatnonzero(again):
-        other = samples["shard"][earlier[row]]
-        where = "the loose files" if other == LOOSE else tars[other]
-        what = f"{os.fsdecode(bytes(samples['stem'][row]))} is in {where} too; that one is used"
-        findings.append(Finding("duplicate", tars[samples["shard"][row]], what))
-    kept: npt.NDArray[np.void] = samples[~again]
-    return kept
 
 
 def name_hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:

@@ -60,7 +60,7 @@ def whole_view(size: tuple[int, int], side: int, exact: bool = False) -> View:
 def window_view(size: tuple[int, int], side: int, left: int, top: int, window: int, exact: bool) -> View:
     """Show the square of ``window`` source pixels at (left, top) of a picture of ``size`` (height, width)."""
     height, width = size
-    denominator = 1 if exact else _denominator(size, window, side)
+    denominator = 1 if exact else decode_scale(size, window, side)
     # A decoded pixel is `denominator` source pixels: the window starts on one.
     left = 0 if window >= width else min(left, width - window) // denominator * denominator
     top = 0 if window >= height else min(top, height - window) // denominator * denominator
@@ -73,7 +73,8 @@ def _resized(length: int, scale: float, side: int) -> int:
     return min(side, max(1, int(length * scale + 0.5)))
 
 
-def _denominator(size: tuple[int, int], window: int, side: int) -> int:
+def decode_scale(size: tuple[int, int], window: int, side: int) -> int:
+    """The denominator that a picture's decoder may shrink by if ``window`` of its pixels become ``side``."""
     return next(d for d in (8, 4, 2, 1) if d == 1 or (window >= d * side and min(size) >= d))
 
 
@@ -140,11 +141,19 @@ def _affine(u: Floats, config: TransformConfig, shown: tuple[int, int]) -> Float
 
 
 def visible_part(view: View, boxes: Floats) -> Floats:
-    """How much of every box lies in the view, float [O] from 0 to 1.
+    """How much of every box lies in the view, float [O] from 0 to 1; ``boxes`` as of ``boxes_in_view``."""
+    return boxes_in_view(view, boxes)[1]
+
+
+def boxes_in_view(view: View, boxes: Floats) -> tuple[Floats, Floats]:
+    """Boxes as the input shows them, cut to the part of it that shows picture, and how much of every box that is.
 
     Args:
         boxes: float [O, 4], x, y, width and height in the source. Under an affine change it is the box around the
             changed box that counts.
+
+    Returns:
+        float [O, 4], left, top, right and bottom in the input's pixels; and float [O] from 0 to 1.
     """
     inverse = np.linalg.inv(view.to_source())
     x, y, width, height = boxes.T
@@ -152,6 +161,6 @@ def visible_part(view: View, boxes: Floats) -> Floats:
     moved = np.einsum("ij,jko->iko", inverse[:2], corners)  # [2, 4, O]
     low, high = moved.min(1), moved.max(1)  # [2, O]
     limits = np.array([[view.valid_size[1]], [view.valid_size[0]]])
-    inside = np.clip(high, 0, limits) - np.clip(low, 0, limits)
-    part: Floats = (inside / np.maximum(high - low, 1e-9)).prod(0)
-    return part
+    seen_low, seen_high = np.clip(low, 0, limits), np.clip(high, 0, limits)
+    part: Floats = ((seen_high - seen_low) / np.maximum(high - low, 1e-9)).prod(0)
+    return np.concatenate([seen_low, seen_high]).T, part

@@ -42,11 +42,30 @@ def test_show(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert f"{picture.width}x{picture.height} pixels" in out
 
 
+def test_whole_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, name in (("train", "cat/1.png"), ("train", "dog/1.png"), ("val", "dog/2.png")):
+        path = tmp_path / part / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), "red").save(path)
+    (tmp_path / "train" / "cow").mkdir()
+    assert main(["data", "index", str(tmp_path)]) == 0
+    first, finding, second = capsys.readouterr().out.splitlines()
+    assert "/train: 2 pictures of 2 classes, 0 tars, 1 empty" in first
+    assert "empty: cow: there is no picture in it" in finding
+    assert "/val: 1 pictures of 1 classes, 0 tars, no faults" in second
+    output = tmp_path / "picture.png"
+    assert main(["data", "show", str(tmp_path), "--index", "1", "-o", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert "dog/1.png: picture 1 of 2, 9x7 pixels\nclass 1 of 2: dog\n" in out
+    with Image.open(output) as picture:
+        assert picture.size == (9, 7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["index", "{tmp}/nowhere"], "there is no data folder"),
-        (["index", "{tmp}"], "no picture with masks"),
+        (["index", "{tmp}"], "no picture in"),
         (["show", "{set}/train", "--index", "9", "-o", "{tmp}/x.png"], "has pictures 0 to 3, not 9"),
         (["show", "{set}/train", "-o", "{tmp}/none/x.png"], "cannot be written"),
         (["synth", "{set}", "--train", "7"], "other settings"),

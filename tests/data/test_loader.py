@@ -188,16 +188,16 @@ def test_masks_are_drawn_evenly(drawn: Path) -> None:
 
 def test_stages_share_open_files(drawn: Path) -> None:
     recipe = Recipe("t", data=DATA, curriculum=CurriculumConfig(parts=(0.5, 0.5), max_masks=(1, 2)))
-    dataset = TrainLoader(open_index(drawn / "train"), recipe, SIDE, 2, 1, 0, 1, None)._dataset
-    for makers in (dataset.makers, pickle.loads(pickle.dumps(dataset)).makers):
+    make = TrainLoader(open_index(drawn / "train"), recipe, SIDE, 2, 1, 0, 1, None)._make
+    for makers in (make.makers, pickle.loads(pickle.dumps(make)).makers):
         assert len(makers) == 2 and makers[0].reader is makers[1].reader
 
 
 def test_loaders_can_be_pickled(drawn: Path) -> None:
     """So that processes can be spawned as well as forked."""
     loader = _train(drawn / "train")
-    copy = pickle.loads(pickle.dumps(loader._dataset))
-    assert _same(copy[0, [0, 1]].batch, loader._dataset[0, [0, 1]].batch)
+    copy = pickle.loads(pickle.dumps(loader._make))
+    assert _same(copy((0, [0, 1])).batch, loader._make((0, [0, 1])).batch)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
