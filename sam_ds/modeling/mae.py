@@ -29,7 +29,7 @@ class Patches:
         mae: how much is masked, and what is painted.
 
     Raises:
-        UserError: a ratio that leaves no patch to see or none to paint.
+        UserError: a ratio that leaves no patch to see.
     """
 
     def __init__(self, config: VitConfig, mae: MaeConfig) -> None:
@@ -38,11 +38,8 @@ class Patches:
         self.num = config.grid_size**2
         self.num_seen = int(self.num * (1 - mae.mask_ratio))  # rounded down, as in the release
         self.values = config.patch_size**2 * _CHANNELS  # of a patch
-        if not 0 < self.num_seen < self.num:
-            raise UserError(
-                f"mae.mask_ratio={mae.mask_ratio:g} leaves {self.num_seen} of {self.num} patches to see: "
-                "some must be seen, and some not"
-            )
+        if not self.num_seen:
+            raise UserError(f"mae.mask_ratio={mae.mask_ratio:g} leaves none of {self.num} patches to see: lower it")
 
     def targets(self, images: Tensor, order: Tensor) -> Tensor:
         """What is to be painted: float32 [B, M, values], of patches ``order[:, K:]``; order: int64 [B, N]."""

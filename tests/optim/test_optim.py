@@ -12,7 +12,7 @@ from sam_ds.config.errors import UserError
 from sam_ds.config.schema import OptimConfig, ScheduleConfig
 from sam_ds.optim.build import choose
 from sam_ds.optim.param_groups import decays, param_groups
-from sam_ds.optim.schedule import factor
+from sam_ds.optim.schedule import factor, peak_lr
 
 TABLES = (
     "model.image_encoder.pos_embed",
@@ -136,3 +136,12 @@ def test_impossible_choices_are_the_users_mistake(wanted: str, device: str, offl
 def test_a_named_implementation_that_is_missing_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match="not installed"):
         choose("apex_fused", "cuda", False, lambda name: "apex is not installed")
+
+
+def test_the_rate_grows_with_the_batch_it_is_meant_for() -> None:
+    mae = OptimConfig(lr=1.5e-4, lr_batch=256)
+    assert peak_lr(mae, 4096) == pytest.approx(2.4e-3)
+    assert peak_lr(mae, 64) == pytest.approx(3.75e-5)
+    assert peak_lr(OptimConfig(lr=8e-4), 4096) == 8e-4
+    with pytest.raises(UserError, match=r"is 0\.2048 for the 4096 of a step: more than 0\.1"):
+        peak_lr(OptimConfig(lr=5e-5, lr_batch=1), 4096)
