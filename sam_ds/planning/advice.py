@@ -82,7 +82,7 @@ def _of_recipe(start: Setting, fewer_masks: bool) -> Iterator[_Change]:
         changed = dataclasses.replace(start, recipe=dataclasses.replace(recipe, model=model))
         yield "checkpointing", f"--set model.checkpointing={other}", changed
     masks = recipe.data.max_masks // 2
-    if fewer_masks and masks >= 8 and not recipe.curriculum.max_masks:
+    if fewer_masks and recipe.task == "segment_images" and masks >= 8 and not recipe.curriculum.max_masks:
         data = dataclasses.replace(recipe.data, max_masks=masks)
         changed = dataclasses.replace(start, recipe=dataclasses.replace(recipe, data=data))
         yield "masks", f"--set data.max_masks={masks} (fewer objects a step)", changed

@@ -194,13 +194,9 @@ def _judge_slots(cluster: Cluster, host: Host, gpus: int, findings: Findings) ->
 def _judge_pictures(where: str, folder: str, found: Mapping[str, Any], findings: Findings) -> None:
     """``where`` begins the message."""
     if "problem" in found:
-        findings.faults.append(
-            f"{where}{folder}: {found['problem']}; give a folder of SA-1B tars, or of jpg and json pairs"
-        )
+        findings.faults.append(f"{where}{folder}: {found['problem']}; give a folder of tars or of pictures")
     elif not found["files"]:
-        findings.faults.append(
-            f"{where}{folder} holds no picture with masks; give a folder of SA-1B tars, or of jpg and json pairs"
-        )
+        findings.faults.append(f"{where}{folder} holds no picture; give a folder of tars or of pictures")
     elif found["signature"] is None:
         findings.notes.append(f"{where}{folder} has too many files to be compared in seconds; put them into tars")
 

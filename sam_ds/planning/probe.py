@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # the variables that tell them their network interfaces
 _PACKAGES = ("torch", "triton", "deepspeed")
+# What a training may read, whatever its task.
+_READ = (".tar", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".json")
 _LISTING = 5.0  # seconds that going through a folder of data may take
 _SIOCGIFADDR = 0x8915  # of Linux: the IPv4 address of an interface
 
@@ -114,7 +116,7 @@ def _said(*command: str) -> str:
 
 
 def pictures(folder: str) -> dict[str, str | int | None]:
-    """A folder of tars, or of .jpg and .json, unopened: how many files, and a signature of all their names.
+    """A folder of tars, or of pictures, unopened: how many files, and a signature of all their names.
 
     The signature has the sizes of tars too, and is equal for the same set wherever it lies; None if there are too many
     files to go through.
@@ -142,7 +144,7 @@ def _files(root: str) -> Iterator[tuple[str, int]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                elif entry.name.endswith((".tar", ".jpg", ".json")):
+                elif entry.name.lower().endswith(_READ):
                     size = entry.stat().st_size if entry.name.endswith(".tar") else -1
                     yield os.path.relpath(entry.path, root), size
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,9 +28,14 @@ from sam_ds.optim.param_groups import param_groups
 from sam_ds.planning.operations import ATTENTION, MATRIX, kind_and_flops, moved_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Modules by which memory is told apart; all else is of the prompts and the loss.
-_PARTS = {"image_encoder": "encoder", "mask_decoder": "decoder rounds"}
-OTHER, BACKWARD = "prompts and loss", "backward"
+# Modules by which memory is told apart, by the end of their path; all else is of what goes in, and of the loss.
+_PARTS = {
+    r"image_encoder": "encoder",
+    r"mask_decoder": "decoder rounds",
+    r"model\.blocks\.\d+": "encoder",
+    r"decoder_blocks\.\d+": "decoder",
+}
+OTHER, BACKWARD = "inputs, prompts and loss", "backward"
 
 
 @dataclass
@@ -162,7 +168,7 @@ class _Recorder(TorchDispatchMode):
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         self._inside: list[str] = []
         for name, module in task.named_modules():
-            part = _PARTS.get(name.rpartition(".")[2])
+            part = next((part for path, part in _PARTS.items() if re.search(rf"(^|\.){path}$", name)), None)
             if part:
                 module.register_forward_pre_hook(lambda *_, part=part: self._inside.append(part))
                 module.register_forward_hook(lambda *_: self._inside.pop() and None)

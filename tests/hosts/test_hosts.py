@@ -193,7 +193,7 @@ def test_check_hosts(tmp_path: Path) -> None:
         hosts["b"].run("mount", "-t", "tmpfs", "none", training.data, cwd=ROOT)
         code, (line,) = check("a", "b", **VARIABLES)
         assert code == 2
-        assert f"b: {training.data} holds no picture with masks" in line
+        assert f"b: {training.data} holds no picture; give" in line
 
         hosts["b"].run("umount", training.data, cwd=ROOT)
         hosts["b"].run("mount", "-t", "tmpfs", "none", training.output.parent, cwd=ROOT)

@@ -327,7 +327,7 @@ def test_without_hosts_it_looks_here(tmp_path: Path, capsys: pytest.CaptureFixtu
     wrong = ("--data", str(tmp_path / "empty"), "--val", str(tmp_path / "none"), "--output", str(tmp_path / "file/run"))
     assert main([*check, *hostfile, *wrong]) == 2
     empty, none, file = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path}/empty holds no picture with masks; give" in empty
+    assert f"{tmp_path}/empty holds no picture; give" in empty
     assert f"{tmp_path}/none: No such file or directory; give" in none
     assert f"{tmp_path}/file/run cannot be written (Not a directory); choose another --output" in file
 
