@@ -117,6 +117,14 @@ def data(tables: Tables) -> Iterable[Chart]:
         yield title, bars(title, labels, {"": column(rows, "pictures_per_second")}, "pictures a second")
 
 
+def pictures(tables: Tables) -> Iterable[Chart]:
+    for (machine,), found in groups(tables.get("pictures", ()), "machine").items():
+        rows = newest(found, "kind", "case")
+        labels = [f"{row['kind']}, {row['case']}" for row in rows]
+        title = f"whole pictures from JPEG to a batch, one core, {short(machine)}"
+        yield title, bars(title, labels, {"": column(rows, "pictures_per_second")}, "pictures a second")
+
+
 def checkpoints(tables: Tables) -> Iterable[Chart]:
     for (machine,), found in groups(tables.get("save", ()), "machine").items():
         rows = newest(found, "preset", "crop", "way")

@@ -66,7 +66,9 @@ SECTIONS = (
         ("peer_training",),
         (charts.peers,),
     ),
-    Section("Data", "From bytes on disk to what the trainer takes.", ("data",), (charts.data,)),
+    Section(
+        "Data", "From bytes on disk to what the trainer takes.", ("data", "pictures"), (charts.data, charts.pictures)
+    ),
     Section(
         "Communication",
         "All messages of a real step of the engine, each size timed alone between the ranks of one machine.",

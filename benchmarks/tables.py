@@ -39,7 +39,9 @@ _PREDICTED = Results(lower=("measured_*",), nearer=("off_*",), other=("predicted
 RESULTS_OF = {
     "communication": Results(lower=("ms_50",), other=("ms_*", "*_gb_s")),
     "data": Results(lower=("ms",), other=("pictures_per_second", "times_baseline", "part_of_floor")),
+    "downstream": Results(higher=("ap*", "miou", "pixel_accuracy"), other=("minutes",)),
     "fuzz": Results(lower=("failures",), other=("cases", "accepted", "refused", "seconds")),
+    "handover": Results(higher=("miou@*",), other=("minutes", "mae_*")),
     "kernels": Results(lower=("ms_50", "peak_mb", "saved_mb"), other=("ms_*", "tflops", "gb_s", "of_floor")),
     "kernels_predicted": Results(
         lower=("overlapped_us", "in_turn_us"),
@@ -54,6 +56,7 @@ RESULTS_OF = {
     "peer_training": Results(
         lower=("memory_ratio",), higher=("ratio", "ours_rate"), other=("ours_*", "peer_*", "ratio_*", "parameters")
     ),
+    "pictures": Results(lower=("ms",), other=("kilobytes", "pictures_per_second", "times_baseline")),
     "plans": Results(
         lower=("memory_gib", "days", "cost_dollars"),
         higher=("fits", "pictures_per_second"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import of_config, of_data, of_tars, of_weights
+from tests.fuzz import of_config, of_data, of_pictures, of_tars, of_weights
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,17 @@ def targets(folder: Path) -> list[Target]:
     record, sample, index = of_data.Record(), of_data.Sample(), of_tars.IndexFile(at("index"))
     deepspeed, host = of_config.DeepSpeed(at("deepspeed")), of_config.Hosts(at("hosts"))
     recipe, manifest = of_config.RecipeFile(at("recipe")), of_config.Manifests(at("manifest"))
+    picture, pictures = of_pictures.Picture(), of_pictures.IndexFile(at("pictures"))
     tar, jpeg, weights = of_tars.Tar(at("tar")), of_data.Jpeg(), of_weights.Weights(at("weights"))
     return [
         Target("rle", 24, of_data.draw_masks, of_data.check_masks),
         Target("sa1b json", 12, record.draw, record.check),
         Target("sample", 3, sample.draw, sample.check),
         Target("jpeg", 6, jpeg.draw, jpeg.check),
+        Target("picture", 4, picture.draw, picture.check),
         Target("tar", 10, tar.draw, tar.check),
         Target("index file", 1, index.draw, index.check),
+        Target("index of pictures", 1, pictures.draw, pictures.check),
         Target("deepspeed json", 10, deepspeed.draw, deepspeed.check),
         Target("hostfile", 16, host.draw, host.check),
         Target("--set", 10, of_config.draw_settings, of_config.check_settings),
