@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,7 @@ from sam_ds.modeling.vit import Attention
 from sam_ds.ops import constant, rasterize
 from sam_ds.prompts.draws import object_keys
 from sam_ds.prompts.rollout import clickless_round, rollout
+from sam_ds.tasks.trunk import trunk_layer
 from sam_ds.types import SegmentBatch
 
 
@@ -72,10 +72,7 @@ class SegmentImages(nn.Module):
 
     def layer_of(self, name: str) -> int | None:
         """The layer of a parameter, None outside the encoder's trunk."""
-        block = re.search(r"image_encoder\.blocks\.(\d+)\.", name)
-        if block:
-            return int(block[1]) + 1
-        return 0 if re.search(r"image_encoder\.(pos_embed|patch_embed)", name) else None
+        return trunk_layer(name)
 
     @torch.no_grad()
     def prepare(self, batch: SegmentBatch, step: int) -> SegmentInputs:

@@ -31,19 +31,7 @@ class Sam(nn.Module):
     def __init__(self, config: SamConfig, drop_path: float = 0.0, attention: str = "auto") -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(
-            grid_size=config.grid_size,
-            patch_size=config.patch_size,
-            dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_dim=int(config.embed_dim * config.mlp_ratio),
-            window_size=config.window_size,
-            global_blocks=config.global_blocks,
-            out_dim=config.prompt_dim,
-            drop_path=drop_path,
-            attention=attention,
-        )
+        self.image_encoder = ImageEncoder(config, drop_path, attention)
         self.prompt_encoder = PromptEncoder(
             config.prompt_dim, config.grid_size, config.image_size, config.mask_in_channels, config.position_scale
         )
@@ -57,20 +45,8 @@ class Sam(nn.Module):
         return self.config.patch_size // 4
 
     def normalize(self, images: Tensor, valid_sizes: Tensor) -> Tensor:
-        """Standardise pixels and blank what is not picture.
-
-        Args:
-            images: uint8 [B, 3, S, S].
-            valid_sizes: [B, 2], height and width of the top-left part that shows picture.
-
-        Returns:
-            float32 [B, 3, S, S], zero outside the valid part (blanked after standardising, as in SAM).
-        """
-        mean, std = (constant(values, images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-        pixels = torch.arange(images.shape[-1], device=images.device)
-        rows, columns = (pixels < valid_sizes.unsqueeze(-1)).unbind(1)  # each [B, S]
-        valid = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, S, S]
-        return torch.where(valid, (images - mean) / std, 0.0)
+        """As ``normalize``."""
+        return normalize(images, valid_sizes)
 
     def encode(self, images: Tensor, origin: Tensor | None = None) -> Tensor:
         """Normalised pictures [B, 3, S, S] to embeddings [B, D, g, g].
@@ -103,3 +79,20 @@ class Sam(nn.Module):
         cells = cells.index_select(0, picture) + dense
         masks, iou = self.mask_decoder(cells, grid_positions, tokens, prompts.labels == MASKED, multimask)
         return Prediction(masks=masks, iou=iou)
+
+
+def normalize(images: Tensor, valid_sizes: Tensor) -> Tensor:
+    """Standardise pixels and blank what is not picture.
+
+    Args:
+        images: uint8 [B, 3, S, S].
+        valid_sizes: [B, 2], height and width of the top-left part that shows picture.
+
+    Returns:
+        float32 [B, 3, S, S], zero outside the valid part (blanked after standardising, as in SAM).
+    """
+    mean, std = (constant(values, images.device).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    pixels = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = (pixels < valid_sizes.unsqueeze(-1)).unbind(1)  # each [B, S]
+    valid = rows[:, None, :, None] & columns[:, None, None, :]  # [B, 1, S, S]
+    return torch.where(valid, (images - mean) / std, 0.0)
