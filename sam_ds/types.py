@@ -8,7 +8,7 @@ Coordinates are (x, y) in pixels of the model's input, with the centre of the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 # What a prompt slot holds. 0 to 3 and PAD are the released SAM's own codes. MASKED marks a slot that is not
 # there at all: no token attends to it, so every rank can carry the same number of slots (one graph for all).
 MASKED, PAD, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -2, -1, 0, 1, 2, 3
+
+UNLABELLED = 255  # of a pixel that is neither trained nor measured on
 
 _T = TypeVar("_T", bound="_Tensors")
 
@@ -73,7 +75,42 @@ class PictureBatch(_Tensors):
 
     images: Tensor  # uint8 [B, 3, S, S]  RGB
     labels: Tensor  # int64 [B]         class; -1: none
-    sample_ids: Tensor  # int64 [B]         the picture's place in the index
+    sample_ids: Tensor  # int64 [B]         the picture's place in the index; -1: a black one that fills a batch up
+    positions: Tensor  # int64 [B]         the picture's place in the endless global stream of samples
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass(frozen=True)
+class BoxBatch(_Tensors):
+    """Pictures with boxes, as the loader hands them over (host memory, nothing normalised)."""
+
+    images: Tensor  # uint8 [B, 3, S, S]  RGB; what lies outside valid_sizes is zero
+    valid_sizes: Tensor  # int32 [B, 2]      height and width of the top-left part that shows picture
+    to_source: Tensor  # float32 [B, 2, 3] from the input's continuous coordinates to the source's
+    boxes: Tensor  # float32 [O, 4]    left, top, right, bottom in the input's pixels, (0, 0) its corner
+    labels: Tensor  # int64 [O]         classes
+    counts: Tensor  # int64 [B]         boxes of each picture, one after another; always in host memory
+    sample_ids: Tensor  # int64 [B]         the picture's place in its set; -1: a black one that fills a batch up
+    positions: Tensor  # int64 [B]         the picture's place in the endless global stream of samples
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> BoxBatch:
+        """All but the counts: boxes are matched picture by picture, on the host."""
+        return replace(super().to(device, non_blocking), counts=self.counts)
+
+
+@dataclass(frozen=True)
+class LabelBatch(_Tensors):
+    """Pictures with a class for every pixel, as the loader hands them over (host memory, nothing normalised)."""
+
+    images: Tensor  # uint8 [B, 3, S, S]  RGB; what lies outside valid_sizes is zero
+    valid_sizes: Tensor  # int32 [B, 2]      height and width of the top-left part that shows picture
+    labels: Tensor  # uint8 [B, S, S]   classes, or UNLABELLED
+    sample_ids: Tensor  # int64 [B]         the picture's place in its set; -1: a black one that fills a batch up
     positions: Tensor  # int64 [B]         the picture's place in the endless global stream of samples
 
     def __len__(self) -> int:
