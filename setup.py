@@ -30,13 +30,13 @@ def _packages() -> list[str]:
 
 FAST = ["simplejpeg>=1.7"]
 KERNELS = ["triton>=3.6,<3.10"]
+DOWNSTREAM = ["transformers>=5.0", "scipy>=1.11"]  # the detector's decoder, matcher and losses
 TEST = [
+    *DOWNSTREAM,  # transformers is a peer too
     "pytest>=8",
     "pytest-xdist>=3.6",
     # Peers that tests and benchmarks compare with; segment-anything is Meta's released code.
     "segment-anything==1.0",
-    "transformers>=5.0",
-    "scipy>=1.11",
     "hypothesis>=6.100",
 ]
 
@@ -57,13 +57,14 @@ setup(
         "fairscale>=0.4.13",
         "numpy>=1.26",
         "numba>=0.60",
-        "pillow>=10",
+        "pillow>=11",
         "pycocotools>=2.0.7",
         "safetensors>=0.4",
         "fsspec>=2024.2",  # where copies of checkpoints may lie; s3fs, gcsfs, … add their places
         "pydantic>=2",
         "psutil>=5.9",
         "mlflow>=2.15,<3.18",
+        "scikit-learn>=1.4",  # the linear probe
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "ninja>=1.11",  # compiles DeepSpeed's ops
@@ -72,6 +73,7 @@ setup(
     extras_require={
         "fast": FAST,
         "kernels": KERNELS,
+        "downstream": DOWNSTREAM,
         "tensorboard": ["tensorboard>=2.15"],
         "test": TEST,
         "dev": [*FAST, *KERNELS, *TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=3"],

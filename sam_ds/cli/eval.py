@@ -9,20 +9,23 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sam_ds.cli.loading import PROMPTED, Loaded, add_model_options, build_model, choose_device, load_model
+from sam_ds.config.errors import UserError
 from sam_ds.config.folders import make_writable
 
 if TYPE_CHECKING:
-    from sam_ds.data.loader import EvalLoader
     from sam_ds.types import SegmentBatch
 
+_T = TypeVar("_T")
 _EXAMPLE = """examples:
   sam-ds eval runs/tiny --data .cache/synthetic
   sam-ds eval runs/tiny/checkpoints/step_00000600 --data .cache/synthetic --set eval.clicks=1,2,3 --untrained
   sam-ds eval runs/photos --data photos --val more_photos
   sam-ds eval sam_vit_b_01ec64.pth --preset vit_b --data /data/sa1b --set eval.max_pictures=500
+  sam-ds eval sam_vit_b_01ec64.pth --preset vit_b --data /data/coco --coco
+  sam-ds eval sam_vit_b_01ec64.pth --preset vit_b --data /data/coco --coco --boxes boxes.json
 """
 
 
@@ -31,13 +34,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "eval",
         help="measure a model: a SAM by simulated clicks and boxes",
         description="Measure a model on the val pictures. A SAM: mIoU and boundary F1 after simulated clicks and a "
-        "box, beside discs of the mean mask area at the clicks. Others: what their training measures. Writes "
-        "eval.json and pictures.",
+        "box, beside discs of the mean mask area at the clicks; with --coco, the average precision of its masks of "
+        "COCO's boxes. Others: what their training measures. Writes eval.json and pictures.",
         epilog=_EXAMPLE,
     )
     parser.add_argument("checkpoint", type=Path, help="a run folder, a checkpoint, or a .pth or .safetensors file")
     parser.add_argument("--data", required=True, help="folder with train/ and val/, or one that a part is held out of")
     parser.add_argument("--val", metavar="FOLDER", help="pictures to evaluate on (default: a part of --data)")
+    parser.add_argument("--coco", action="store_true", help="a SAM's masks of boxes; --data is laid out as COCO is")
+    parser.add_argument(
+        "--boxes", type=Path, metavar="FILE", help="with --coco: a detector's boxes.json (default: the true boxes)"
+    )
     parser.add_argument("--output", type=Path, help="folder for the results (default: evaluation/ beside the weights)")
     parser.add_argument("--untrained", action="store_true", help="also measure the same model with fresh weights")
     add_model_options(parser)
@@ -45,12 +52,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.boxes and not args.coco:
+        raise UserError("--boxes belongs to --coco, which measures a SAM's masks of boxes")
     device = choose_device(args.device)
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # before anything imports DeepSpeed, which would choose
     loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw)
     output = args.output or default_output(loaded.weights)
     make_writable(output)
-    measure = _by_prompts if loaded.recipe.task == PROMPTED else _by_task
+    prompted = loaded.recipe.task == PROMPTED
+    if args.coco and not prompted:
+        raise UserError(f"--coco measures a SAM, and {loaded.weights} is of task={loaded.recipe.task}: leave it out")
+    measure = _by_boxes if args.coco else _by_prompts if prompted else _by_task
     results, drawn = measure(args, loaded, device, output / "pictures")
     _write(output / "eval.json", args, loaded, results)
     print(f"{output}: eval.json and {drawn} pictures drawn")
@@ -84,6 +96,30 @@ def _by_prompts(args: argparse.Namespace, loaded: Loaded, device: Any, pictures:
     print(f"measured on {columns['model']['masks']:.0f} masks of {batches.pictures} pictures")
     results = {"disc_area_fraction": fraction, "pictures": batches.pictures, "metrics": columns}
     return results, len(gallery.paths)
+
+
+def _by_boxes(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Path) -> tuple[dict[str, Any], int]:
+    """COCO's figures of a SAM's masks, which are written to masks.json; no picture is drawn."""
+    from sam_ds.data.annotated import eval_stream
+    from sam_ds.data.boxes import BoxMaker
+    from sam_ds.data.coco import open_coco
+    from sam_ds.evaluation.box_masks import found_marks, masks_of_boxes, true_marks
+    from sam_ds.evaluation.coco import coco_table, score_masks
+
+    val = open_coco(args.val or args.data, "val")
+    marks = found_marks(args.boxes, val) if args.boxes else true_marks(val)
+    maker = BoxMaker(val, loaded.recipe.data, loaded.model.config.image_size)
+    loader = eval_stream(maker, loaded.recipe.eval, 0, 1)
+    models = {"untrained": _untrained(loaded)} if args.untrained else {}
+    path, columns = pictures.parent / "masks.json", {}
+    for name, model in (models | {"model": loaded.model}).items():
+        batches = _progress(loader, name)
+        samples, results = masks_of_boxes(model.to(device).eval(), batches, val, marks, device)
+        path.write_text(json.dumps(results) + "\n", encoding="utf-8")  # the model's stay
+        columns[name] = score_masks(val, samples, results)
+    print(coco_table(columns))
+    print(f"measured on {len(results)} boxes of {len(samples)} pictures; the model's masks are in {path}")
+    return {"pictures": len(samples), "metrics": columns}, 0
 
 
 def _by_task(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Path) -> tuple[dict[str, Any], int]:
@@ -135,10 +171,10 @@ def _untrained(loaded: Loaded) -> Any:
     return build_model(loaded.recipe)
 
 
-def _progress(loader: EvalLoader, name: str) -> Iterable[SegmentBatch]:
+def _progress(batches: Iterable[_T], name: str) -> Iterable[_T]:
     from tqdm import tqdm
 
-    return tqdm(loader, desc=name, unit="batch", leave=False, disable=not sys.stderr.isatty())
+    return tqdm(batches, desc=name, unit="batch", leave=False, disable=not sys.stderr.isatty())
 
 
 def _write(path: Path, args: argparse.Namespace, loaded: Loaded, results: dict[str, Any]) -> None:

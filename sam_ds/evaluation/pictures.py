@@ -68,13 +68,7 @@ class Gallery:
             name = "box" if title == "box" else f"{title} click" + "s" * (title != "1")
             drawn.append(overlay(image, answer, truth, panel.points, panel.labels, f"{name}: IoU {quality:.2f}"))
         path = self.folder / f"{int(batch.sample_ids[picture]):08d}_{int(batch.mask_ids[mask])}.png"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            side_by_side(drawn).save(path)
-        except OSError as error:  # no reason to lose what is evaluated
-            _logger.warning("not drawn: %s (%s)", path, error.strerror)
-        else:
-            self.paths.append(path)
+        self.paths += save_row(drawn, path)
 
 
 def overlay(
@@ -153,7 +147,7 @@ def titled(picture: Image.Image, title: str) -> Image.Image:
     return whole
 
 
-def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
     """The pictures in a row, on white."""
     gap = 4
     width = sum(panel.width + gap for panel in panels) - gap
@@ -163,6 +157,17 @@ def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
         row.paste(panel, (x, 0))
         x += panel.width + gap
     return row
+
+
+def save_row(panels: Sequence[Image.Image], path: Path) -> list[Path]:
+    """Write pictures side by side; returns the file, or nothing if it cannot be written: a warning says so then."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _side_by_side(panels).save(path)
+    except OSError as error:  # no reason to lose what is evaluated
+        _logger.warning("not drawn: %s (%s)", path, error.strerror)
+        return []
+    return [path]
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -197,6 +202,7 @@ _CURVES = {  # a panel's title, and what its metrics' names begin with
     "IoU in training": "iou/",
     "mIoU of the evaluation": "eval/miou",
     "loss of the evaluation": "eval/loss",
+    "average precision of the evaluation": "eval/ap",
     "learning rate": "lr",
     "gradient norm": "grad_norm",
     "throughput, objects times rounds": "throughput/object_rounds_per_s",

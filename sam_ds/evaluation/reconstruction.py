@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sam_ds.config.errors import UserError
-from sam_ds.evaluation.pictures import enlarged, side_by_side, titled
+from sam_ds.evaluation.pictures import enlarged, save_row, titled
 from sam_ds.evaluation.tables import table
 from sam_ds.modeling.mae import Patches
 from sam_ds.modeling.sam.sam import PIXEL_MEAN, PIXEL_STD
@@ -21,8 +20,6 @@ from sam_ds.types import PictureBatch
 
 # From normalised pictures [B, 3, S, S] and the order of their patches [B, N] to the masked ones [B, M, values].
 Painter = Callable[[Tensor, Tensor], Tensor]
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,13 +135,7 @@ class Gallery:
             titled(enlarged((pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()), title)
             for title, pixels in panels.items()
         ]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            side_by_side(drawn).save(path)
-        except OSError as error:  # no reason to lose what is evaluated
-            _logger.warning("not drawn: %s (%s)", path, error.strerror)
-        else:
-            self.paths.append(path)
+        self.paths += save_row(drawn, path)
 
 
 def reconstruction_table(columns: Mapping[str, Mapping[str, float]]) -> str:
