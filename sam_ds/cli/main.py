@@ -15,10 +15,10 @@ from sam_ds.config.errors import TRY_AGAIN, LostRanksError, RankError, UserError
 from sam_ds.config.secrets import without_passwords
 
 # The modules of sam_ds.cli, in the order of --help. They import torch and DeepSpeed only when they run.
-COMMANDS = ("train", "eval", "export", "predict", "check", "plan", "data", "recipes")
+COMMANDS = ("train", "eval", "export", "predict", "probe", "check", "plan", "data", "recipes")
 
 # Those that may read weights that another person made.
-_READ_WEIGHTS = ("train", "eval", "predict", "check")
+_READ_WEIGHTS = ("train", "eval", "predict", "probe", "check")
 _LONGEST_LINE = 2000  # characters; what a user got wrong may be a whole file
 
 _EXAMPLE = """example:

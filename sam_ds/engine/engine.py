@@ -74,6 +74,7 @@ class Engine:
         self._optim = dataclasses.replace(recipe.optim, lr=peak_lr(recipe.optim, batch))
         self._factor = factor(recipe.schedule, recipe.train.steps)
         self._ds: deepspeed.DeepSpeedEngine | None = None
+        self._ema: Ema | None = None
         self.start_phase(self.frozen_at(step))
 
     @property
@@ -274,7 +275,7 @@ class Engine:
         """Let go of DeepSpeed's hooks and buffers."""
         if self._ds is not None:
             self._ds.destroy()
-            self._ds = None
+            self._ds = self._ema = None
 
 
 def _without_init(recipe: Recipe) -> Recipe:

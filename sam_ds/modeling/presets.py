@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from sam_ds.config.errors import UserError, nearest
-from sam_ds.config.schema import MaeConfig, ModelConfig
+from sam_ds.config.schema import ClassifyConfig, MaeConfig, ModelConfig
+from sam_ds.modeling.classifier import Classifier
 from sam_ds.modeling.handover import load_start
 from sam_ds.modeling.mae import Mae
 from sam_ds.modeling.sam import Sam
@@ -153,6 +154,18 @@ def build_mae(model: ModelConfig, mae: MaeConfig) -> Mae:
         UserError: an unknown preset, a ratio that masks nothing or everything, or weights of another model.
     """
     built = Mae(vit_config(model.preset), mae, model.drop_path)
+    if model.init:
+        load_start(built, model.init)
+    return built
+
+
+def build_classifier(model: ModelConfig, classify: ClassifyConfig) -> Classifier:
+    """Build the classifier a recipe asks for, with fresh weights or those of ``model.init``; its head may stay fresh.
+
+    Raises:
+        UserError: an unknown preset, or weights of another model.
+    """
+    built = Classifier(vit_config(model.preset), classify.num_classes, model.drop_path)
     if model.init:
         load_start(built, model.init)
     return built

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,6 +23,7 @@ def _signed(x: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _FACTOR_1 = _signed(0xBF58476D1CE4E5B9)
 _FACTOR_2 = _signed(0x94D049BB133111EB)
+_STEPS = 513  # rows of a table of quantiles
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -53,3 +55,21 @@ def normal(keys: Tensor, salt: int, count: int = 1) -> Tensor:
     u = uniform(keys, salt, 2 * count)
     radius = torch.sqrt(-2 * torch.log1p(-u[:, :count]))
     return radius * torch.cos(2 * math.pi * u[:, count:])
+
+
+def beta(keys: Tensor, salt: int, alpha: float) -> Tensor:
+    """float32 [O] of the symmetric Beta(alpha, alpha) distribution, by its quantiles.
+
+    In t = x ** alpha the density below 1/2 is (1 - x) ** (alpha - 1), which is bounded for any alpha > 0: its sum up to
+    t, by trapezoids, is the distribution, and 1 - x is distributed as x is.
+    """
+    t = torch.linspace(0, 0.5**alpha, _STEPS, dtype=torch.float64, device=keys.device)
+    density = (1 - t ** (1 / alpha)) ** (alpha - 1)
+    known = F.pad((density[1:] + density[:-1]).cumsum(0), (1, 0))
+    known = known / (2 * known[-1])  # up to 1/2, where half of it lies
+    u = uniform(keys, salt)[:, 0].double()
+    low = torch.minimum(u, 1 - u)
+    after = torch.searchsorted(known, low, right=True).clamp(max=_STEPS - 1)
+    part = (low - known[after - 1]) / (known[after] - known[after - 1])
+    x = (t[after - 1] + part * (t[after] - t[after - 1])) ** (1 / alpha)
+    return torch.where(u < 0.5, x, 1 - x).float()

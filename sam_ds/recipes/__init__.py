@@ -12,6 +12,7 @@ from sam_ds.config.validate import validate
 from sam_ds.recipes.meta_sam_large import meta_sam_large
 from sam_ds.recipes.sam import sam_vit_b, sam_vit_h, sam_vit_h_curriculum, sam_vit_l
 from sam_ds.recipes.tiny import tiny
+from sam_ds.recipes.vit_huge14 import vit_huge14_in1k_finetune, vit_huge14_in21k, vit_tiny_classify
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": tiny,
@@ -20,6 +21,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "sam_vit_h": sam_vit_h,
     "sam_vit_h_curriculum": sam_vit_h_curriculum,
     "meta_sam_large": meta_sam_large,
+    "vit_huge14_in21k": vit_huge14_in21k,
+    "vit_huge14_in1k_finetune": vit_huge14_in1k_finetune,
+    "vit_tiny_classify": vit_tiny_classify,
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import Recipe
+from sam_ds.training.classify_images import ClassifyImagesKit
 from sam_ds.training.segment_images import SegmentImagesKit
 
 
@@ -79,7 +80,10 @@ class Kit(Protocol):
         ...
 
 
-TASKS: dict[str, type[Kit]] = {"segment_images": SegmentImagesKit}
+TASKS: dict[str, type[Kit]] = {
+    "segment_images": SegmentImagesKit,
+    "classify_images": ClassifyImagesKit,
+}
 
 
 def kit(name: str) -> Kit:

@@ -46,6 +46,16 @@ def test_a_checkpoint_can_be_named(run_folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(read_weights(tmp_path / "a.pth")[name], wanted[name], rtol=0, atol=0)
 
 
+def test_the_mean_of_the_weights_comes_first(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step_00000010"
+    for name, value in (("weights", 1.0), ("ema", 2.0)):
+        save_weights({"a": torch.full((3,), value)}, checkpoint / f"{name}.safetensors")
+    complete(checkpoint, 10)
+    for option, value in (([], 2.0), (["--raw"], 1.0)):
+        assert main(["export", str(tmp_path), "-o", str(tmp_path / "a.pth"), *option]) == 0
+        assert read_weights(tmp_path / "a.pth")["a"].tolist() == [value] * 3
+
+
 def test_damaged_weights_are_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "checkpoints" / "step_00000010" / "weights.safetensors"
     save_weights({"a": torch.zeros(100)}, weights)

@@ -181,7 +181,9 @@ def test_the_tables_name_keys_that_deepspeed_knows() -> None:
     assert not set(KEYS) & set(OWNED_ELSEWHERE)
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("local", 2), ("a100x128", 128), ("a100x256", 256)])
+@pytest.mark.parametrize(
+    ("name", "ranks"), [("local", 2), ("a100x128", 128), ("a100x256", 256), ("h100x64", 64), ("h100x128", 128)]
+)
 def test_a_shipped_hostfile_starts_its_ranks(name: str, ranks: int) -> None:
     assert hostfile.world_size(hostfile.load(ROOT / "hostfiles" / f"{name}.hostfile")) == ranks
 

@@ -1,8 +1,10 @@
 import math
 
+import pytest
+import scipy.stats
 import torch
 
-from sam_ds.prompts.draws import normal, object_keys, uniform
+from sam_ds.prompts.draws import beta, normal, object_keys, uniform
 
 KEYS = object_keys(3, torch.arange(5000), torch.arange(5000) % 7)
 
@@ -39,3 +41,10 @@ def test_neighbouring_draws_are_uncorrelated():
 def test_normal_has_the_moments_of_the_standard_normal():
     z = normal(KEYS, 9, 40)
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.1
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8, 1.0, 3.0])
+def test_beta_has_the_distribution_of_its_name(alpha: float) -> None:
+    drawn = beta(KEYS, 11, alpha)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert scipy.stats.kstest(drawn.double().numpy(), scipy.stats.beta(alpha, alpha).cdf).pvalue > 0.001

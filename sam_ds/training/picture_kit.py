@@ -1,0 +1,79 @@
+"""What the kits of tasks on whole pictures have in common: their data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from sam_ds.config.deepspeed import DeepSpeedConfig
+from sam_ds.config.schema import Recipe
+from sam_ds.data.imagenet import PictureIndex, open_picture_splits
+from sam_ds.data.picture_loader import PictureEvalLoader, PictureTrainLoader
+from sam_ds.engine import distributed
+from sam_ds.engine.preemption import stop
+from sam_ds.engine.watchdog import watchdog
+from sam_ds.modeling.presets import vit_config
+from sam_ds.types import PictureBatch
+
+
+class PictureKit:
+    """Whole pictures for a plain ViT."""
+
+    def __init__(self) -> None:
+        self._splits: tuple[PictureIndex, PictureIndex] | None = None
+
+    @property
+    def splits(self) -> tuple[PictureIndex, PictureIndex]:
+        assert self._splits is not None, "open_data comes first"
+        return self._splits
+
+    def open_data(self, data: str, val: str | None, tell: Callable[[str], None] | None = None) -> None:
+        """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
+        self._splits = open_picture_splits(data, tell, val)
+
+    def fingerprint(self) -> str:
+        return "-".join(split.fingerprint() for split in self.splits)
+
+    def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> PictureTrainLoader:
+        return PictureTrainLoader(
+            self.splits[0],
+            recipe,
+            vit_config(recipe.model.preset).image_size,
+            config.micro_batch,
+            config.accumulation,
+            distributed.rank(),
+            distributed.world_size(),
+            quarantine,
+        )
+
+    def rounds(self, recipe: Recipe, step: int) -> int:
+        return 1
+
+    def eval_batches(self, recipe: Recipe) -> Iterator[PictureBatch]:
+        """This rank's part of the pictures to evaluate on, until a rank is asked to stop."""
+        rank, world = distributed.rank(), distributed.world_size()
+        side = vit_config(recipe.model.preset).image_size
+        loader = PictureEvalLoader(self.splits[1], recipe.data, side, recipe.eval, rank, world)
+        return watchdog.marked(stop.until_seen(loader), "a batch of the evaluation")
+
+    def example(self, recipe: Recipe, place: int) -> PictureBatch:
+        """Two pictures of noise: one has no other to be mixed with."""
+        return noise(recipe, torch.tensor([2 * place, 2 * place + 1]))
+
+    def full_batch(self, recipe: Recipe, micro_batch: int) -> PictureBatch:
+        """All batches are as large as this."""
+        return noise(recipe, torch.arange(micro_batch))
+
+
+def noise(recipe: Recipe, places: torch.Tensor) -> PictureBatch:
+    """Pictures of noise, of the first two classes in turn, at these places of the stream."""
+    side, count = vit_config(recipe.model.preset).image_size, len(places)
+    generator = torch.Generator().manual_seed(int(places[0]))
+    return PictureBatch(
+        images=torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
+        labels=torch.arange(count) % 2,
+        sample_ids=places,
+        positions=places,
+    )
