@@ -2,10 +2,10 @@
 
 ``checkpoints/step_00001000/`` holds ``weights.safetensors`` (the model alone, fp32, released names, buffers and frozen
 weights included), ``ema.safetensors`` likewise with the mean of the weights where the recipe keeps one,
-``rest.safetensors`` where a task trains more than its model, each rank's part of AdamW's moments and
-its random state, and, written last, ``complete.json`` with the size and the SHA-256 of every other file and of itself:
-a folder without it does not count. No file elsewhere says which is the latest, and so none can be wrong: it is looked
-up. Nothing is a pickle that could execute something, and nothing depends on how many ranks wrote it.
+``rest.safetensors`` where a task trains more than its model, each rank's part of AdamW's moments and its random state,
+and, written last, ``complete.json`` with the size and the SHA-256 of every other file and of itself: a folder without
+it does not count. No file elsewhere says which is the latest, and so none can be wrong: it is looked up. Nothing is a
+pickle that could execute something, and nothing depends on how many ranks wrote it.
 """
 
 from __future__ import annotations
@@ -185,13 +185,6 @@ def space_for_all(recipe: Recipe, parameters: int) -> int:
     if train.keep_best:  # a better score has one saved too
         spaced += times(train.eval_every) - times(train.save_every, train.eval_every)
     return space_for_one(recipe, parameters) * (train.keep_last + train.keep_best + spaced + 1)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raises OSError if ``needed`` bytes do not fit where ``folder`` lies."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{folder.parent} has {free / 1e9:.2f} GB free, and a checkpoint needs {needed / 1e9:.2f}")
 
 
 def find(root: Path) -> list[Path]:

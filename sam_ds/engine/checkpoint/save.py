@@ -24,7 +24,6 @@ from sam_ds.storage.checkpoints import (
     PARTIAL,
     WEIGHTS,
     Manifest,
-    check_space,
     commit,
     record,
     step_folder,
@@ -189,7 +188,14 @@ def _discard(partial: Path) -> None:
 def _make(partial: Path, needed: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    check_space(partial, needed)
+    _check_space(partial, needed)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raises OSError if ``needed`` bytes do not fit where ``folder`` lies."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{folder.parent} has {free / 1e9:.2f} GB free, and a checkpoint needs {needed / 1e9:.2f}")
 
 
 def _commit(partial: Path, manifest: Manifest) -> Path:
