@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sam_ds.cli.train import add_run_options, read_run_options, seconds
+from sam_ds.cli.train import add_pretraining_data, add_run_options, read_run_options, seconds
 from sam_ds.config import hostfile
 from sam_ds.config.errors import UserError
 
@@ -25,7 +25,8 @@ _EXAMPLE = """examples:
 """
 # Options of how hosts are asked, and what they are of a ``Cluster``, which knows their defaults.
 _ASKING = {"master_addr": "master", "master_port": "port", "python": "python", "timeout": "timeout"}
-_NOT_FOR_GRADIENTS = ("hostfile", "data", "val", "output", "hosts", *_ASKING)
+_PRETRAINING = ("pretrain_deepspeed_config", "pretrain_set", "pretrain_data")
+_NOT_FOR_GRADIENTS = ("hostfile", "data", "val", "output", "hosts", *_PRETRAINING, *_ASKING)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--hostfile", metavar="FILE", help="where it is to run: does the batch fit its ranks?")
     parser.add_argument("--data", metavar="FOLDER", help="are there pictures in it?")
     parser.add_argument("--val", metavar="FOLDER", help="are there pictures in it?")
+    add_pretraining_data(parser)
     parser.add_argument("--output", metavar="FOLDER", help="can it be written, and do checkpoints fit there?")
     parser.add_argument(
         "--hosts",
@@ -86,16 +88,15 @@ def _check_options(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     _check_options(args)
     hosts = hostfile.load(args.hostfile) if args.hostfile else ()
-    recipe, config = read_run_options(args, hostfile.world_size(hosts) or None)
-    from sam_ds.training import tasks
+    recipes, configs = read_run_options(args, hostfile.world_size(hosts) or None)
+    from sam_ds.training import phases
 
-    kit = tasks.kit(recipe.task)
-    kit.check(recipe)
+    starts = phases.check(recipes)
     if args.gradients:
-        return _gradients(recipe, config)
+        return _gradients(recipes[-1], configs[-1])
     from sam_ds.planning.hosts import look_here
 
-    needs = _needs(args, recipe, kit)
+    needs = _needs(args, recipes)
     findings = _look_at(args, hosts, needs) if args.hosts else look_here(needs)
     for note in findings.notes:
         print(f"note: {note}")
@@ -103,7 +104,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"sam-ds: {fault}", file=sys.stderr)
     if findings.faults:
         return 2
-    print(f"{recipe.name} with {config.source}: the settings hold together")
+    for start in starts:
+        print(f"starting from {start}")
+    for recipe, config in zip(recipes, configs, strict=True):
+        print(f"{recipe.name} with {config.source}: the settings hold together")
     if findings.summary:
         print(f"{findings.summary}: all is well")
     return 0
@@ -117,26 +121,26 @@ def _look_at(args: argparse.Namespace, hosts: tuple[hostfile.Host, ...], needs: 
     return look_at(Cluster(hosts, args.hostfile, gpus=gpus, **asking), needs)
 
 
-def _needs(args: argparse.Namespace, recipe: Any, kit: Any) -> Needs:
+def _needs(args: argparse.Namespace, recipes: list[Any]) -> Needs:
     from sam_ds.planning.hosts import Needs
     from sam_ds.storage import checkpoints
+    from sam_ds.training import first_weights, tasks
 
-    data = tuple(folder for folder in (args.data, args.val) if folder)
+    data = tuple(folder for folder in (args.pretrain_data, args.data, args.val) if folder)
     if not args.output:
         return Needs(data)
-    import torch
-
-    with torch.device("meta"):
-        task = kit.build(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init="")))
-    parameters = sum(parameter.numel() for parameter in task.parameters())
-    one, of_all = (space(recipe, parameters) for space in (checkpoints.space_for_one, checkpoints.space_for_all))
-    return Needs(data, args.output, one, of_all)
+    of_one, of_all = 0, 0
+    for recipe in recipes:  # the checkpoints of a pre-training stay
+        parameters = first_weights.count(tasks.kit(recipe.task), recipe)
+        of_one = max(of_one, checkpoints.space_for_one(recipe, parameters))
+        of_all += checkpoints.space_for_all(recipe, parameters)
+    return Needs(data, args.output, of_one, of_all)
 
 
 def _gradients(recipe: Any, config: Any) -> int:
     from sam_ds.engine import distributed
     from sam_ds.engine.gradients import compare_gradients
-    from sam_ds.training import tasks
+    from sam_ds.training import first_weights, tasks
 
     kit = tasks.kit(recipe.task)
     distributed.init()
@@ -145,7 +149,7 @@ def _gradients(recipe: Any, config: Any) -> int:
         batches = [kit.example(recipe, micro * world + distributed.rank()) for micro in range(config.accumulation)]
         # Past a frozen start, so that every parameter is compared.
         step = recipe.optim.frozen_encoder_steps
-        report = compare_gradients(kit.build, recipe, config, batches, step)
+        report = compare_gradients(partial(first_weights.build, kit), recipe, config, batches, step)
         if distributed.is_main():
             print(report)
         return 0 if report.passed else 1

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam_ds.cli.train import DEFAULT_CONFIG, add_run_options
+from sam_ds.cli.train import DEFAULT_CONFIG, add_run_options, config_names, read_recipes
 from sam_ds.config.errors import UserError
 
 if TYPE_CHECKING:
-    from sam_ds.planning.plan import Tracer
+    from sam_ds.planning.plan import Plan, Tracer
 
 _EXAMPLE = """examples:
   sam-ds plan --recipe sam_vit_h --deepspeed_config zero2_a100x256.json
@@ -30,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "plan",
         help="predict memory, time and cost of a training",
         description="Predict what a training needs of a GPU's memory, how long it takes and what it costs, by running "
-        "one step of it on tensors without data. No GPU is needed. Everything printed is predicted, not measured.",
+        "one step of it on tensors without data. No GPU is needed. Everything printed is predicted, not measured. "
+        "A recipe with a pre-training is planned after it, on the same GPUs.",
         epilog=_EXAMPLE,
     )
     add_run_options(parser)
@@ -46,39 +47,55 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--hostfile", metavar="FILE", help="in place of --nodes: where it is to run")
     parser.add_argument("--price", type=_price, metavar="DOLLARS", help="of a GPU and hour")
     parser.add_argument("--json", action="store_true", help="print JSON: bytes, seconds, dollars")
-    parser.add_argument("--picture", metavar="FILE", help="draw the memory (and with more --nodes the scaling), a .png")
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw the memory (and with more --nodes the scaling), a .png; of a recipe with a pre-training, its own",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from sam_ds import recipes
-    from sam_ds.config import deepspeed, overrides
+    from sam_ds.config import deepspeed
 
-    recipe = overrides.apply(recipes.get(args.recipe), args.set)
-    config = deepspeed.load(args.deepspeed_config or DEFAULT_CONFIG)
-    gpu, worlds = _where(args, config)
+    recipes = read_recipes(args)
+    configs = [deepspeed.load(name or DEFAULT_CONFIG) for name in config_names(args, len(recipes))]
+    gpu, worlds = _where(args, configs[-1])  # a pre-training runs on the same GPUs
     if args.picture:
         _check_picture(Path(args.picture))
-    spread_configs = [spread(config, world) for world in worlds] if args.nodes else [config]
-
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are only asked for the shapes of their answers
     from sam_ds.ops.choice import TRITON
-    from sam_ds.planning.advice import advise
     from sam_ds.planning.plan import make_plan
-    from sam_ds.planning.report import draw, sweep_rows, sweep_text, to_json, to_text
+    from sam_ds.planning.report import draw, together_rows, together_text
 
     if gpu.device == "cuda" and not TRITON:
         print("sam-ds: triton is not installed here: planned with plain torch's ops, which hold more", file=sys.stderr)
     tracer = make_tracer(gpu.device == "cuda")
-    plans = [make_plan(recipe, own, gpu, world, tracer) for own, world in zip(spread_configs, worlds, strict=True)]
+    phases = [
+        [make_plan(recipe, spread(config, world) if args.nodes else config, gpu, world, tracer) for world in worlds]
+        for recipe, config in zip(recipes, configs, strict=True)
+    ]
+    shown = [_show(plans, tracer, args.json) for plans in phases]
+    if args.json:
+        # Of one phase what it is, as there is nothing to add up.
+        whole = shown[0] if len(shown) == 1 else {"phases": shown, "together": together_rows(phases)}
+        print(json.dumps(whole, indent=1))
+    else:
+        print("\n\n".join([*shown, *([together_text(phases)] if len(shown) > 1 else [])]))
+    if args.picture:
+        draw(phases[-1], Path(args.picture))
+    return 0 if all(plan.fits for plans in phases for plan in plans) else 1
+
+
+def _show(plans: list[Plan], tracer: Tracer, as_json: bool) -> Any:
+    """One phase on each number of GPUs, for JSON or as text."""
+    from sam_ds.planning.advice import advise
+    from sam_ds.planning.report import sweep_rows, sweep_text, to_json, to_text
+
     advice = [advise(plan, tracer) if len(plans) == 1 or not plan.fits else [] for plan in plans]
     if len(plans) > 1:
-        print(json.dumps(sweep_rows(plans), indent=1) if args.json else sweep_text(plans, advice))
-    else:
-        print(json.dumps(to_json(plans[0], advice[0]), indent=1) if args.json else to_text(plans[0], advice[0]))
-    if args.picture:
-        draw(plans, Path(args.picture))
-    return 0 if all(plan.fits for plan in plans) else 1
+        return sweep_rows(plans) if as_json else sweep_text(plans, advice)
+    return to_json(plans[0], advice[0]) if as_json else to_text(plans[0], advice[0])
 
 
 def _where(args: argparse.Namespace, config: Any) -> tuple[Any, list[int]]:

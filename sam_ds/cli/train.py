@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sam_ds.config import signals
-from sam_ds.config.errors import LostRanksError
+from sam_ds.config.errors import UserError
 
 _EXAMPLE = """examples:
   sam-ds train --recipe tiny --data .cache/synthetic
   sam-ds train --recipe tiny --data photos --output runs/photos --set optim.lr=1e-3 --set train.steps=2000
+  sam-ds train --recipe tiny --data photos --set model.init=mae_pretrain.pth
+  sam-ds train --recipe tiny_from_mae --data photos --pretrain_data more_photos --pretrain_set train.steps=5000
   deepspeed --hostfile hostfiles/a100x256.hostfile --module sam_ds train --recipe sam_vit_h \\
       --deepspeed_config ds_configs/zero2_a100x256.json --data /data/sa1b --output runs/sam_vit_h
 """
@@ -33,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add_run_options(parser)
     parser.add_argument("--data", required=True, metavar="FOLDER", help="pictures with masks; see sam-ds data --help")
     parser.add_argument("--val", metavar="FOLDER", help="pictures to evaluate on (default: a part of --data)")
+    add_pretraining_data(parser)
     parser.add_argument("--output", metavar="FOLDER", help="the run folder (default: runs/<recipe>)")
     parser.add_argument(
         "--resume",
@@ -72,33 +75,84 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the recipe"
     )
+    parser.add_argument(
+        "--pretrain_deepspeed_config",
+        metavar="JSON",
+        help="how its pre-training is spread, of a recipe that has one (default: alike)",
+    )
+    parser.add_argument(
+        "--pretrain_set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of its pre-training"
+    )
 
 
-def read_run_options(args: argparse.Namespace, world: int | None = None) -> tuple[Any, Any]:
-    """The recipe and the DeepSpeed config that the options name, for ``world`` ranks (default: those there are).
+def add_pretraining_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pretrain_data",
+        metavar="FOLDER",
+        help="pictures for its pre-training, of a recipe that has one (default: --data and --val)",
+    )
+
+
+def read_recipes(args: argparse.Namespace) -> list[Any]:
+    """The recipe that the options name, after the one that it is pre-trained by, if it is.
+
+    Raises:
+        UserError: a recipe does not hold together, or options are of a pre-training that there is not.
+    """
+    from sam_ds import recipes
+    from sam_ds.config import overrides
+
+    recipe = overrides.apply(recipes.get(args.recipe), args.set)
+    if recipe.pretrain and not recipe.model.init:
+        first = overrides.apply(recipes.get(recipe.pretrain), args.pretrain_set, "--pretrain_set")
+        if first.pretrain:
+            raise UserError(f"pretrain={first.name}: it has a pretrain itself; name a recipe that has none")
+        return [first, recipe]
+    given = [name for name, value in vars(args).items() if name.startswith("pretrain_") and value]
+    if given:
+        why = f"model.init={recipe.model.init} is in its place" if recipe.pretrain else "the recipe has none"
+        raise UserError(f"--{given[0]} would do nothing, as there is no pre-training: {why}")
+    return [recipe]
+
+
+def config_names(args: argparse.Namespace, phases: int) -> list[str | None]:
+    """The DeepSpeed configs that were named for as many recipes as ``read_recipes`` gives; None for the default."""
+    return [args.pretrain_deepspeed_config or args.deepspeed_config, args.deepspeed_config][-phases:]
+
+
+def read_run_options(args: argparse.Namespace, world: int | None = None) -> tuple[list[Any], list[Any]]:
+    """The recipes as ``read_recipes`` has them, and the DeepSpeed config of each.
+
+    Args:
+        world: the number of ranks (default: those there are).
 
     Raises:
         UserError: they do not hold together.
     """
-    from sam_ds import recipes
-    from sam_ds.config import deepspeed, overrides
     from sam_ds.optim.schedule import peak_lr
 
-    recipe = overrides.apply(recipes.get(args.recipe), args.set)
+    recipes = read_recipes(args)
     world = world or int(os.environ.get("WORLD_SIZE", "1"))  # the launcher's; asking the engine would import torch
-    if args.deepspeed_config:
-        config = deepspeed.load(args.deepspeed_config)
+    configs = [_config(name, world) for name in config_names(args, len(recipes))]
+    for recipe, config in zip(recipes, configs, strict=True):
+        peak_lr(recipe.optim, config.global_batch(world))  # refuses what is too large
+    return recipes, configs
+
+
+def _config(name: str | None, world: int) -> Any:
+    from sam_ds.config import deepspeed
+
+    if name:
+        config = deepspeed.load(name)
         config.check_world(world)
-    else:
-        # The default is made for two ranks: keep its batch on any number of them.
-        config = deepspeed.load(DEFAULT_CONFIG)
-        batch = config.raw["train_batch_size"]
-        share = config.micro_batch * world
-        if batch % share:
-            config.check_world(world)  # says what would fit
-        config = dataclasses.replace(config, accumulation=batch // share)
-    peak_lr(recipe.optim, config.global_batch(world))  # refuses what is too large
-    return recipe, config
+        return config
+    config = deepspeed.load(DEFAULT_CONFIG)
+    # The default is made for two ranks: keep its batch on any number of them.
+    batch = config.raw["train_batch_size"]
+    share = config.micro_batch * world
+    if batch % share:
+        config.check_world(world)  # says what would fit
+    return dataclasses.replace(config, accumulation=batch // share)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,45 +165,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
-    recipe, config = read_run_options(args)
+    recipes, configs = read_run_options(args)
     main_rank = os.environ.get("RANK", "0") == "0"
     if main_rank:  # which implementation of each op runs
         logging.getLogger("sam_ds.ops").setLevel(logging.INFO)
-    if recipe.optim.frozen_encoder_steps and not recipe.model.init and main_rank:
+    recipe = recipes[-1]
+    if recipe.optim.frozen_encoder_steps and not recipe.model.init and len(recipes) == 1 and main_rank:
         logging.warning("the encoder starts frozen and random: model.init names no weights to start from")
     from sam_ds.engine import distributed
-    from sam_ds.engine.preemption import Preempted, stop
-    from sam_ds.training.loop import train
-    from sam_ds.training.run import open_run
+    from sam_ds.engine.preemption import stop
+    from sam_ds.training.phases import Job, Phase, train_phases
 
+    phases = [Phase(each, config, args.data, args.val) for each, config in zip(recipes, configs, strict=True)]
+    if args.pretrain_data:
+        phases[0] = dataclasses.replace(phases[0], data=args.pretrain_data, val=None)
     output = Path(args.output or f"runs/{recipe.name}")
     stop.listen()
     signals.release()
     try:
-        training = open_run(
-            recipe,
-            config,
-            args.data,
-            args.val,
-            output,
-            args.resume,
-            timeout=timedelta(seconds=args.timeout),
-            paranoid=args.paranoid,
-        )
-        error: BaseException | None = None
-        try:
-            train(training)
-        except Preempted as stopped:
-            training.progress.say(f"{stopped}: the same command goes on from there")
-        except BaseException as raised:
-            error = raised
-            if distributed.says_ranks_are_lost(raised):
-                error = LostRanksError(f"other ranks have gone ({str(raised).splitlines()[0]})")
-                raise error from raised
-            raise
-        finally:
-            training.close(error)
-        training.progress.say(f"all of it is in {output}")
+        train_phases(phases, Job(output, args.resume, timedelta(seconds=args.timeout), args.paranoid))
     finally:
         distributed.shut_down()
     return 0

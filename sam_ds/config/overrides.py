@@ -16,10 +16,11 @@ from sam_ds.config.validate import validate
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def apply(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+def apply(recipe: Recipe, settings: Iterable[str], option: str = "--set") -> Recipe:
     """The recipe with every ``name=value`` of ``settings`` applied in order, checked as a whole at the end.
 
-    Lists are written with commas: ``eval.clicks=1,3,5``; an empty value is an empty list.
+    Lists are written with commas: ``eval.clicks=1,3,5``; an empty value is an empty list. ``option`` is where the
+    settings come from, for messages.
 
     Raises:
         UserError: a name that is not in the schema, a value of the wrong type, or a recipe that does not hold
@@ -30,23 +31,23 @@ def apply(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         name, equals, text = setting.partition("=")
         name = name.strip()
         if without_passwords(setting) != setting:
-            raise UserError(f"--set {name}: a recipe is written down and shown to others, so it may hold no password")
+            raise UserError(f"{option} {name}: a recipe is written down and shown to others, so may hold no password")
         if not equals:
-            raise UserError(f"--set {setting}: write it as name=value, for example optim.lr=4e-4")
+            raise UserError(f"{option} {setting}: write it as name=value, for example optim.lr=4e-4")
         if name not in known:
-            raise UserError(f"--set {setting}: {_unknown(name, known)}")
+            raise UserError(f"{option} {setting}: {_unknown(name, known)}")
         try:
             value = _parse(text.strip(), known[name])
         except ValueError:
             wanted = tree.describe(known[name])
-            raise UserError(f"--set {setting}: {name} must be {wanted}, not {text.strip()!r}") from None
+            raise UserError(f"{option} {setting}: {name} must be {wanted}, not {text.strip()!r}") from None
         recipe = tree.put(recipe, name, value)
         changed[name] = setting
     for name, by_stage in REPLACED.items():
         if name in changed and recipe.curriculum.parts and tree.get(recipe, by_stage):
             raise UserError(
-                f"--set {changed[name]}: the recipe's curriculum has a value for each stage; set {by_stage}, or train "
-                "in one stage with curriculum.parts="
+                f"{option} {changed[name]}: the recipe's curriculum has a value for each stage; set {by_stage}, or "
+                "train in one stage with curriculum.parts="
             )
     return validate(recipe)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class ModelConfig:
     preset: str = "vit_b"  # a name in modeling.presets
     drop_path: float = 0.0  # stochastic depth of the last encoder block, rising linearly from 0
-    init: str = ""  # a .pth or .safetensors to start from; empty: random
+    init: str = ""  # weights of SAM or a plain ViT (MAE) to start from: a file, run folder or checkpoint; empty: random
     position_prior: float = 0.0  # random weights: how much prompts attend to their own place at first; 0: as released
     checkpointing: str = "none"  # none | torch | fairscale: recompute encoder blocks (and decoder rounds) in backward
     checkpoint_offload: bool = False  # fairscale only: keep the recomputation's inputs in host memory
@@ -22,7 +22,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Random changes of a training picture. Evaluation never uses them: it resizes and pads."""
+    """Random changes of a training picture. Evaluation never uses them."""
 
     flip: float = 0.0  # chance of a horizontal flip
     scale_jitter: tuple[float, float] = (1.0, 1.0)  # large-scale jitter: the range of the resize factor
@@ -37,7 +37,7 @@ class TransformConfig:
     saturation: float = 0.0
     hue: float = 0.0  # as a part of the colour circle, at most 0.5
     area: tuple[float, float] = (1.0, 1.0)  # random resized crop: the range of its part of the picture's area
-    aspect: tuple[float, float] = (1.0, 1.0)  # and of its width by its height, in multiples of the picture's
+    aspect: tuple[float, float] = (1.0, 1.0)  # and of its width by its height
 
 
 @dataclass(frozen=True)

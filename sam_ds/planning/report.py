@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_ds.config.schema import Recipe
+from sam_ds.optim.schedule import peak_lr
 from sam_ds.planning.advice import Advice
 from sam_ds.planning.machines import GIB
 from sam_ds.planning.plan import Plan, not_planned
 from sam_ds.planning.step_time import assumptions
 
-# What the written plans that the recipes follow say of their length, and what the paper reports.
+# What the written plans that the recipes follow say of their length, and what the papers report.
 CLAIMS = {
     "sam_vit_h": ("68 hours on 256 A100; another document has 50,000 GPU hours", 68.0 * 256),
     "meta_sam_large": ("six weeks on 128 A100", 6 * 7 * 24.0 * 128),
+    "mae_vit_l": ("31 hours on 128 TPU-v3 cores, as the paper has it", 31.0 * 128),
+    "mae_vit_h": ("34.5 hours for half as many epochs on 128 TPU-v3 cores, as the paper has it", 69.0 * 128),
 }
 
 
@@ -24,8 +28,9 @@ def to_text(plan: Plan, advice: Sequence[Advice]) -> str:
     lines = [
         f"{recipe.name} with {config.source} on {plan.world} {plan.gpu.name} ({plan.nodes:g} nodes): predicted",
         f"  {plan.parameters / 1e6:,.0f} M parameters, {config.precision}, ZeRO-{config.zero_stage}, activation "
-        f"checkpointing {recipe.model.checkpointing}, up to {recipe.data.max_masks} masks a picture",
-        f"  {plan.batch:,} pictures a step: {config.micro_batch} × {config.accumulation} × {plan.world}",
+        f"checkpointing {recipe.model.checkpointing}{_masks(recipe)}",
+        f"  {plan.batch:,} pictures a step: {config.micro_batch} × {config.accumulation} × {plan.world}; learning rate "
+        f"{peak_lr(recipe.optim, plan.batch):g}",
         "",
         f"Memory of a GPU, of {plan.gpu.memory / GIB:.1f} GiB",
         *_table(_memory(plan), GIB, "GiB", plan.gpu.memory),
@@ -39,6 +44,11 @@ def to_text(plan: Plan, advice: Sequence[Advice]) -> str:
         *_verdict(plan, advice),
     ]
     return "\n".join(lines)
+
+
+def _masks(recipe: Recipe) -> str:
+    """Of the batches that are planned, where they have any."""
+    return f", up to {recipe.data.max_masks} masks a picture" if recipe.task == "segment_images" else ""
 
 
 def _host(plan: Plan) -> float:
@@ -57,6 +67,7 @@ def to_json(plan: Plan, advice: Sequence[Advice]) -> dict[str, Any]:
         "documents": _claim(plan)[0],
         "step_seconds": {name: round(seconds, 6) for name, seconds in plan.step_parts.items()},
         "parameters": plan.parameters,
+        "learning_rate": peak_lr(plan.recipe.optim, plan.batch),
         "checkpoint_bytes": plan.checkpoint_bytes,
         "kept_bytes": plan.kept_bytes,
         "advice": [{"change": x.text, **_figures(x.plan)} for x in advice],
@@ -83,6 +94,30 @@ def sweep_text(plans: Sequence[Plan], advice: Sequence[Sequence[Advice]]) -> str
         if not plan.fits:
             rows += ["", f"{plan.nodes:g} nodes", *_verdict(plan, own)]
     return "\n".join(rows)
+
+
+def together_rows(phases: Sequence[Sequence[Plan]]) -> list[dict[str, Any]]:
+    """Phases that come one after the other, on each number of GPUs."""
+    return [
+        {
+            "gpus": plans[0].world,
+            "fits": all(plan.fits for plan in plans),
+            "days": round(sum(plan.hours for plan in plans) / 24, 2),
+            "gpu_hours": round(sum(plan.gpu_hours for plan in plans)),
+            "cost_dollars": round(sum(plan.dollars for plan in plans)),
+        }
+        for plans in zip(*phases, strict=True)
+    ]
+
+
+def together_text(phases: Sequence[Sequence[Plan]]) -> str:
+    """``together_rows`` for people."""
+    names = " and ".join(plans[0].recipe.name for plans in phases)
+    return "\n".join(
+        f"{names} on {row['gpus']} GPUs together: {row['days']:,.1f} days, {row['gpu_hours']:,} GPU hours, about "
+        f"${row['cost_dollars']:,}"
+        for row in together_rows(phases)
+    )
 
 
 def draw(plans: Sequence[Plan], path: Path) -> None:
@@ -168,7 +203,9 @@ def _length(plan: Plan) -> list[str]:
     if left_out:
         lines.append(f"not in the plan: {', '.join(left_out)}")
     if claim:
-        lines.append(f"the documents say {claim}: {hours:,.0f} GPU hours, {hours / plan.gpu_hours:.1f} times the plan")
+        lines.append(
+            f"the documents say {claim}: {hours:,.0f} hours of one, {hours / plan.gpu_hours:.1f} times the plan's"
+        )
     return lines
 
 

@@ -18,14 +18,18 @@ from sam_ds.config.schema import (
 
 
 def meta_sam_large() -> Recipe:
-    """SAM with 1.2 B parameters and strong augmentation.
+    """SAM with 1.2 B parameters and strong augmentation, from an encoder that is pre-trained first.
 
     deepspeed --hostfile hostfiles/a100x128.hostfile --module sam_ds train --recipe meta_sam_large
-        --deepspeed_config ds_configs/zero2_a100x128_batch1024.json --data /data/sa1b
+        --deepspeed_config ds_configs/zero2_a100x128_batch1024.json
+        --pretrain_deepspeed_config ds_configs/zero2_a100x128_batch4096.json --data /data/sa1b
 
     Hardware: 128 A100 (80 GB), one picture on each, 8 times a step. Time and score: not yet run at scale.
-    Start: the document starts from an MAE encoder. model.init takes whole SAM weights; empty is random.
 
+    Phases    1. mae_meta_sam_large, on the same pictures, in the run folder's pretrain/               [document]
+              2. the encoder rests for 5,000 steps, 1/20 of the way: what is new above it settles      [here]
+              3. all is trained                                                                        [document]
+              With model.init the first is left out; with --set pretrain= too, and it starts at random
     Model     36 blocks of width 1664 with 26 heads of 64 (the document gives the size only)           [here]
               drop path .4, as ViT-L and ViT-H                                                         [paper]
     Length    100,000 steps x 1,024 pictures = 102 M pictures = 9.2 epochs                             [here]
@@ -41,6 +45,7 @@ def meta_sam_large() -> Recipe:
     lr = 4e-4
     return Recipe(
         name="meta_sam_large",
+        pretrain="mae_meta_sam_large",
         model=ModelConfig(preset="meta_sam_large", drop_path=0.4, checkpointing="torch"),
         data=DataConfig(
             workers=8,
@@ -57,7 +62,7 @@ def meta_sam_large() -> Recipe:
                 hue=0.1,
             ),
         ),
-        optim=OptimConfig(lr=lr, layer_decay=0.8),
+        optim=OptimConfig(lr=lr, layer_decay=0.8, frozen_encoder_steps=5000),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=10_000, final=1e-6 / lr),
         train=TrainConfig(steps=100_000, eval_every=2500, save_every=250),
     )

@@ -26,7 +26,8 @@ def sam_vit_h() -> Recipe:
         --deepspeed_config ds_configs/zero2_a100x256.json --data /data/sa1b
 
     Hardware: 256 A100 (80 GB), one picture on each. Time and score: not yet run at scale.
-    Start: the paper starts from an MAE encoder. model.init takes whole SAM weights; empty is random.
+    Start: the paper starts from an MAE encoder: --set model.init=FILE takes that of its release, or a run folder of
+    mae_vit_h; empty is random.
 
     Length    90,000 steps x 256 pictures = 23.0 M pictures = 2.06 epochs                              [paper]
     Optimizer AdamW, lr 8e-4, betas .9/.999, weight decay .1, layer decay .8                           [paper]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from sam_ds.config.schema import (
     CurriculumConfig,
     DataConfig,
@@ -62,3 +64,16 @@ def tiny() -> Recipe:
         ),
         eval=EvalConfig(clicks=(1, 3, 5, 8), max_pictures=32, max_masks=32),
     )
+
+
+def tiny_from_mae() -> Recipe:
+    """The recipe tiny, from an encoder that mae_tiny trains first on the same pictures.
+
+    sam-ds train --recipe tiny_from_mae --data pictures [--pretrain_data more_pictures]
+
+    Hardware: two CPU cores. All numbers are this project's. Two phases, in one run folder: see mae_tiny and tiny.
+    The encoder rests for the 50 steps in which the learning rate rises: what is new above it would shake it most then.
+    """
+    recipe = tiny()
+    optim = dataclasses.replace(recipe.optim, frozen_encoder_steps=recipe.schedule.warmup_steps)
+    return dataclasses.replace(recipe, name="tiny_from_mae", pretrain="mae_tiny", optim=optim)

@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from sam_ds.config.schema import Recipe
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.watchdog import watchdog
+from sam_ds.modeling.handover import Handover
 from sam_ds.storage import checkpoints, remote
 from sam_ds.storage.remote import Mirror
 from sam_ds.tracking.environment import environment
 from sam_ds.tracking.tracker import Tracker, open_tracker
-from sam_ds.training import tasks
+from sam_ds.training import first_weights, tasks
 from sam_ds.training.evaluations import Evaluations
 from sam_ds.training.health import Health
 from sam_ds.training.meters import StepMeter
@@ -142,22 +144,22 @@ def open_run(
         UserError: it cannot start so.
     """
     kit = tasks.kit(recipe.task)
-    distributed.init(timeout + _MORE)
+    join(timeout)
     config = config.with_world(distributed.world_size())
     folder = RunFolder(output)
     watchdog.start(timeout.total_seconds(), output)
     sources, lost = distributed.on_main(lambda: _open_folder(folder, resume, recipe.train.mirror), watchdog.meet)
+    start = _find_start(kit, recipe, sources)
     _open_data(kit, data, val)
     loader = kit.train_loader(recipe, config, folder.quarantine)
     starts = _begin(folder, sources)
     with starts.opening():
-        engine = Engine(kit.build, recipe, config, paranoid=paranoid)
+        build = partial(first_weights.build, kit, weights=start.source if start else "")
+        engine = Engine(build, recipe, config, paranoid=paranoid)
         state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
         notes += distributed.on_main(lambda: _check_disk(folder, engine))
-    tracker = _start_folder(folder, engine, source, state)
-    progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
-    for note in [*lost, *notes]:
-        progress.say(note)
+    tracker = _start_folder(folder, engine, source, state, start)
+    progress = _open_progress(recipe, state, start, [*lost, *notes])
     return Run(
         recipe=recipe,
         folder=folder,
@@ -173,6 +175,23 @@ def open_run(
         state=state,
         starts=starts,
     )
+
+
+def join(timeout: timedelta) -> None:
+    """Join the group of ranks, of which none waits for another for longer than ``timeout``. Collective."""
+    distributed.init(timeout + _MORE)
+
+
+def _find_start(kit: tasks.Kit, recipe: Recipe, sources: list[Path]) -> Handover | None:
+    """What the model takes of ``model.init``. What goes on from a checkpoint needs none of it, and it may be gone."""
+    return None if sources else distributed.on_main(lambda: first_weights.look(kit, recipe), watchdog.meet)
+
+
+def _open_progress(recipe: Recipe, state: TrainState, start: Handover | None, notes: list[str]) -> Progress:
+    progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
+    for note in [*notes, *([f"starting from {start}"] if start else [])]:
+        progress.say(note)
+    return progress
 
 
 def _open_data(kit: tasks.Kit, data: str, val: str | None) -> None:
@@ -226,13 +245,17 @@ def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path
     return sources, notes
 
 
-def _start_folder(folder: RunFolder, engine: Engine, source: Path | None, state: TrainState) -> Tracker:
+def _start_folder(
+    folder: RunFolder, engine: Engine, source: Path | None, state: TrainState, start: Handover | None
+) -> Tracker:
     main, recipe = distributed.is_main(), engine.recipe
     settings: dict[str, Any] = engine.effective_config()
     machine = environment() if main else {}
     if main:
         watchdog.progress(f"opening {folder.path}")
         folder.start(recipe, settings, machine, state.step if source and folder.owns(source) else None)
+        if start:
+            folder.add_start(start.to_dict())
     watchdog.meet()
     params = {"recipe": recipe_file.to_dict(recipe), "deepspeed": settings, "environment": machine}
     step = state.step if source else None

@@ -16,7 +16,7 @@ from sam_ds.storage import checkpoints
 from sam_ds.tracking import journal
 
 # What a training reports into, and what must not be taken for a report of another one.
-_REPORTS = ("evaluations.json", journal.NAME, "mlflow.json", "tensorboard")
+_REPORTS = ("init.json", "evaluations.json", journal.NAME, "mlflow.json", "tensorboard")
 _DRAWING = ("batch", "pictures")  # settings of an evaluation that change no number
 
 
@@ -88,6 +88,10 @@ class RunFolder:
         self._write("recipe.json", recipe_file.to_dict(recipe))
         self._write("deepspeed.json", deepspeed)
         self._write("environment.json", environment)
+
+    def add_start(self, start: dict[str, Any]) -> None:
+        """Write down which weights of ``model.init`` the model took."""
+        self._write("init.json", start)
 
     def evaluations(self) -> dict[str, dict[str, float]]:
         """What was measured so far, by title: "untrained", the baselines, "step 600"."""

@@ -1,4 +1,4 @@
-"""What the ranks run: the real task on drawn pictures."""
+"""What the ranks run: the real tasks on drawn pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,19 @@ import torch
 
 from sam_ds.config import deepspeed as ds_config
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import CurriculumConfig, PromptConfig, Recipe
+from sam_ds.config.schema import ClassifyConfig, CurriculumConfig, PromptConfig, Recipe
 from sam_ds.data.loader import TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.gradients import compare_gradients
 from sam_ds.engine.preemption import Preempted
-from sam_ds.modeling.presets import PRESETS
+from sam_ds.modeling.presets import PRESETS, VIT_PRESETS
 from sam_ds.prompts.first import first_prompt
 from sam_ds.recipes import RECIPES
 from sam_ds.storage import checkpoints
 from sam_ds.tasks.segment_images import SegmentImages, SegmentInputs
 from sam_ds.training import loop, tasks
-from sam_ds.training.run import open_run
+from sam_ds.training.run import Run, open_run
 from sam_ds.training.segment_images import SegmentImagesKit
 from sam_ds.types import SegmentBatch
 from tests.engine import cases as engine_cases
@@ -40,6 +41,7 @@ MIXED = PromptConfig(
 
 # Everything that tiny has, on inputs of a sixteenth.
 PRESETS["test"] = dataclasses.replace(PRESETS["tiny"], image_size=128, window_size=4)
+VIT_PRESETS["test"] = dataclasses.replace(VIT_PRESETS["vit_tiny"], image_size=32, depth=2)
 
 
 def tiny(checkpointing: str = "none", **train: Any) -> Recipe:
@@ -54,6 +56,41 @@ def tiny(checkpointing: str = "none", **train: Any) -> Recipe:
         eval=dataclasses.replace(recipe.eval, clicks=(1, 2), max_pictures=2, max_masks=3, pictures=1),
         tracking=dataclasses.replace(recipe.tracking, mlflow=False),
     )
+
+
+def mae(checkpointing: str = "none", **train: Any) -> Recipe:
+    recipe = RECIPES["mae_tiny"]()
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, preset="test", checkpointing=checkpointing, drop_path=0.1),
+        data=dataclasses.replace(recipe.data, workers=0),
+        train=dataclasses.replace(recipe.train, **train),
+        eval=dataclasses.replace(recipe.eval, max_pictures=2, pictures=1),
+        tracking=dataclasses.replace(recipe.tracking, mlflow=False),
+    )
+
+
+def classify(checkpointing: str = "none", **train: Any) -> Recipe:
+    """Three classes, mixed pictures, and a mean of the weights."""
+    recipe = RECIPES["vit_tiny_classify"]()
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, preset="test", checkpointing=checkpointing, drop_path=0.1),
+        data=dataclasses.replace(recipe.data, workers=0),
+        classify=ClassifyConfig(num_classes=3, label_smoothing=0.1, mixup=0.8, cutmix=1.0),
+        train=dataclasses.replace(recipe.train, **train),
+        eval=dataclasses.replace(recipe.eval, max_pictures=2, pictures=1),
+        tracking=dataclasses.replace(recipe.tracking, mlflow=False),
+    )
+
+
+# By task: a recipe, and another evaluation.
+SMALL: dict[str, Callable[..., Recipe]] = {"segment_images": tiny, "pretrain_mae": mae, "classify_images": classify}
+CHANGED_EVAL: dict[str, dict[str, Any]] = {
+    "segment_images": {"clicks": (3,)},
+    "pretrain_mae": {"max_pictures": 1},
+    "classify_images": {"max_pictures": 1},
+}
 
 
 def one_graph(folder: Path, stage: int, checkpointing: str) -> Any:
@@ -74,12 +111,12 @@ def one_graph(folder: Path, stage: int, checkpointing: str) -> Any:
     return {"losses": losses, "labels": labels, "weights": weights}
 
 
-def parity(folder: Path, stage: int, checkpointing: str) -> Any:
-    recipe, kit = tiny(checkpointing), tasks.kit("segment_images")
+def parity(folder: Path, task: str, stage: int, checkpointing: str) -> Any:
+    recipe, kit = SMALL[task](checkpointing), tasks.kit(task)
     config = toy.config(stage, accumulation=2)
     world, rank = distributed.world_size(), distributed.rank()
     batches = [kit.example(recipe, micro * world + rank) for micro in range(2)]
-    report = compare_gradients(SegmentImages, recipe, config, batches)
+    report = compare_gradients(kit.build, recipe, config, batches)
     return {"passed": report.passed, "report": str(report)}
 
 
@@ -87,9 +124,8 @@ class Interrupted(Exception):
     """What ends a run in the middle, in place of a fault."""
 
 
-def interrupted(data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, output: Path, last: int) -> None:
-    """Train until ``last`` steps are done and reported, then stop as if killed."""
-    run = open_run(recipe, config, data, None, output, "auto")
+def stopping(run: Run, last: int) -> Run:
+    """The run, which stops as if killed when ``last`` steps are done and reported."""
 
     class Stopping:
         def steps(self, start: int, left_out: int) -> Any:
@@ -99,15 +135,21 @@ def interrupted(data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, ou
                     raise Interrupted
                 yield batches
 
+    return dataclasses.replace(run, loader=Stopping())
+
+
+def interrupted(data: str, recipe: Recipe, config: ds_config.DeepSpeedConfig, output: Path, last: int) -> None:
+    """Train until ``last`` steps are done and reported, then stop as if killed."""
+    run = open_run(recipe, config, data, None, output, "auto")
     try:
-        loop.train(dataclasses.replace(run, loader=Stopping()))
+        loop.train(stopping(run, last))
     except Interrupted as error:
         run.close(error)
 
 
-def resume(folder: Path, data: str, stage: int) -> Any:
+def resume(folder: Path, task: str, data: str, stage: int) -> Any:
     """A run of 6 steps, and one that is stopped after 5, saved at 3 and 4, and goes on from 4."""
-    recipe = tiny(steps=6, log_every=1, eval_every=3, save_every=4, keep_last=1)
+    recipe = SMALL[task](steps=6, log_every=1, eval_every=3, save_every=4, keep_last=1)
     config = dataclasses.replace(toy.config(stage, accumulation=2), micro_batch=2)
     outputs = [folder / "straight", folder / "resumed"]
     interrupted(data, recipe, config, outputs[1], 5)
@@ -130,7 +172,7 @@ def said_of_a_finished_run(
     if distributed.is_main():
         shutil.copytree(finished, output)
     distributed.barrier()
-    changed = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, clicks=(3,)))
+    changed = dataclasses.replace(recipe, eval=dataclasses.replace(recipe.eval, **CHANGED_EVAL[recipe.task]))
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         run = open_run(changed, config, data, None, output, "auto")
@@ -154,6 +196,25 @@ def global_batches(folder: Path, data: str, accumulation: int) -> Any:
         ]
         seen.append(sorted(itertools.chain(*distributed.gather(mine))))
     return json.loads(json.dumps(seen))
+
+
+def masked(folder: Path, data: str, accumulation: int) -> Any:
+    """Three steps of masked autoencoding: losses, rates, and which patches of which picture of the stream are seen."""
+    recipe, kit = mae(), tasks.kit("pretrain_mae")
+    recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, lr_batch=2))
+    kit.open_data(data, None)
+    config = dataclasses.replace(toy.config(2, accumulation=accumulation), micro_batch=2)
+    engine = Engine(kit.build, recipe, config)
+    losses, seen, rates = [], [], [group["lr"] for group in engine.effective_config()["groups"]]
+    for step, batches in zip(range(3), kit.train_loader(recipe, config, None).steps(0), strict=False):
+        orders = [engine.task.prepare(batch, step).order for batch in batches]
+        places = torch.cat([batch.positions for batch in batches]).tolist()
+        seen += itertools.chain(*distributed.gather(list(zip(places, torch.cat(orders).tolist(), strict=True))))
+        result = engine.train_step(batches, step)
+        losses.append(distributed.mean_logs(result.logs)["loss/total"])
+        rates.append(result.lr)
+    engine.close()
+    return {"losses": losses, "rates": rates, "seen": json.loads(json.dumps(sorted(seen)))}
 
 
 class _SickTask(SegmentImages):

@@ -1,0 +1,121 @@
+"""What a pre-trained encoder is worth: the same SAM, trained as long, from a masked autoencoder and from nothing.
+
+The recipe mae_tiny learns for so many minutes, once; then the recipe tiny is trained from it and from scratch, once for
+each seed, which also draws the order of the pictures and the prompts. Alike in all else. Both are trained by two ranks
+with ZeRO-2 and are measured on the set's own val part. Minutes are those of the steps: evaluation and saving are left
+out. Without --data, on a few drawn scenes.
+
+  python benchmarks/bench_handover.py [--minutes 1] [--steps 60] [--seeds 1] [--no-save]
+  python benchmarks/bench_handover.py --data ../shared/data/nuclei --minutes 10 --steps 500 --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import ranks
+from common import RESULTS, ROOT, append_rows
+from record_learning import MEASURES, minutes_of, rows_of
+
+from sam_ds.data.synthetic import SyntheticConfig, synthesize
+from sam_ds.tracking import journal
+from sam_ds.tracking.journal import read_metrics
+
+_TRIAL = 100  # steps that tell how many come to the minutes that were asked for
+_CONFIG = ROOT / "ds_configs" / "zero2_local.json"
+_STARTS = ("scratch", "mae")
+
+Row = dict[str, object]
+
+
+def main() -> None:
+    args = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(args, Path(folder))
+    print(markdown(rows))
+    if not args.no_save:
+        append_rows(RESULTS / "handover.csv", rows)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="pictures with masks, with parts train and val (default: drawn)")
+    parser.add_argument("--pictures", type=Path, help="what the autoencoder sees (default: those of --data)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of the autoencoder's training")
+    parser.add_argument("--steps", type=int, default=60, help="of SAM's training")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change the recipe tiny")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """A row for each start and seed."""
+    data = args.data or folder / "drawn"
+    if not args.data:
+        synthesize(data, SyntheticConfig(train=64, val=8))
+    pictures = args.pictures or data
+    train(folder / "trial", "mae_tiny", pictures, [f"train.steps={_TRIAL}", "schedule.warmup_steps=10"])
+    steps = max(_TRIAL, round(args.minutes / minutes_of(_metrics(folder / "trial")) * _TRIAL))
+    train(folder / "mae", "mae_tiny", pictures, [f"train.steps={steps}"])
+    about = {
+        "data": data.name,
+        "pictures": pictures.name,
+        "asked_minutes": args.minutes,
+        "steps": args.steps,
+        "settings": " ".join(args.set),
+        "mae_steps": steps,
+        "mae_minutes": round(minutes_of(_metrics(folder / "mae")), 1),
+    }
+    rows = []
+    for seed in range(args.seeds):
+        for start in _STARTS:
+            init = [f"model.init={folder / 'mae'}"] if start == "mae" else []
+            run = folder / f"{start}_{seed}"
+            train(run, "tiny", data, [f"seed={seed}", f"train.steps={args.steps}", *args.set, *init])
+            last = rows_of(run)[-1]
+            assert last["model"] == f"step {args.steps}", "the end of the training is what was measured last"
+            figures = {name: last[name] for name in ("minutes", *MEASURES)}
+            rows.append(about | {"start": start, "seed": seed} | figures)
+            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def train(output: Path, recipe: str, data: Path, settings: Sequence[str]) -> None:
+    """Train on two ranks."""
+    words = ["train", "--recipe", recipe, "--deepspeed_config", str(_CONFIG), "--data", str(data.resolve())]
+    words += ["--output", str(output)]
+    for setting in ("tracking.mlflow=false", "train.log_every=10", *settings):
+        words += ["--set", setting]
+    ranks.run("handover_loop.py", {"world": 2, "arguments": words}, output.with_name(f"{output.name}_ranks"))
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    return read_metrics(run / journal.NAME)
+
+
+def markdown(rows: list[Row]) -> str:
+    """Means over the seeds, and how much more a start from a masked autoencoder has: the mean, and each seed's."""
+    lines = ["| start | " + " | ".join(MEASURES) + " |", "|" + "---|" * (len(MEASURES) + 1)]
+    by_start = {start: [row for row in rows if row["start"] == start] for start in _STARTS}
+    for start, own in by_start.items():
+        means = [statistics.mean(_numbers(own, name)) for name in MEASURES]
+        lines.append(f"| {start} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+    gains = [
+        [mae - scratch for scratch, mae in zip(*(_numbers(by_start[s], name) for s in _STARTS), strict=True)]
+        for name in MEASURES
+    ]
+    cells = [f"{statistics.mean(gain):+.1f} ({', '.join(f'{one:+.1f}' for one in gain)})" for gain in gains]
+    return "\n".join([*lines, "| more | " + " | ".join(cells) + " |"])
+
+
+def _numbers(rows: list[Row], name: str) -> list[float]:
+    return [float(str(row[name])) for row in rows]
+
+
+if __name__ == "__main__":
+    main()
