@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _UPRIGHT = {
 }
 
 Pixels = npt.NDArray[np.uint8]
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs what it then raises, without the file's name
 
 
 class PictureReader:
@@ -112,7 +115,8 @@ def open_picture(content: bytes) -> Picture:
 
 def _orientation(jpeg: bytes) -> int:
     """EXIF's, 1 where there is none; few have any, and a search is cheaper than Pillow's look at the header."""
-    if b"Exif\0\0" not in jpeg:
+    tables = jpeg.find(b"\xff\xdb")  # what is said about a picture comes before them
+    if b"Exif\0\0" not in jpeg[:tables]:
         return 1
     try:
         with _quiet(), Image.open(io.BytesIO(jpeg), formats=_FORMATS) as picture:

@@ -156,7 +156,7 @@ def build_table(cls: type[Table], path: str | Path, tell: Callable[[str], None] 
         faults = f" (found: {', '.join(f'{n} {k}' for k, n in sorted(counts.items()))})" if counts else ""
         raise UserError(f"no {kind.what} in {root}{faults}: give {kind.needed}")
     report = IndexReport(str(root), len(found.samples), gather.what(), len(found.shards), counts, kept)
-    table = f"{kind.table}-{hashlib.sha256(found.samples.tobytes()).hexdigest()[:16]}.npy"
+    table = f"{kind.table}-{hashlib.sha256(found.samples.view(np.uint8).data).hexdigest()[:16]}.npy"
     _replace(home / table, found.samples)
     header = {
         "format": FORMAT,
