@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -68,6 +68,8 @@ PRESETS: dict[str, SamConfig] = {
         position_scale=1.5,
     ),
 }
+# A quarter of the tokens, for tasks that see whole pictures in every step.
+PRESETS["tiny_256"] = replace(PRESETS["tiny"], image_size=256)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def build_mae(model: ModelConfig, mae: MaeConfig) -> Mae:
     """Build the masked autoencoder a recipe asks for, with fresh weights or those of ``model.init``.
 
     Raises:
-        UserError: an unknown preset, a ratio that masks nothing or everything, or weights of another model.
+        UserError: an unknown preset, a ratio that masks everything, or weights of another model.
     """
     built = Mae(vit_config(model.preset), mae, model.drop_path)
     if model.init:

@@ -9,9 +9,11 @@ from sam_ds.config import recipe_file
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import Recipe
 from sam_ds.config.validate import validate
+from sam_ds.recipes.downstream import segment_ade20k_b, segment_tiny, vitdet_b_coco, vitdet_h_coco, vitdet_tiny
+from sam_ds.recipes.mae import mae_meta_sam_large, mae_tiny, mae_vit_b, mae_vit_h, mae_vit_l
 from sam_ds.recipes.meta_sam_large import meta_sam_large
 from sam_ds.recipes.sam import sam_vit_b, sam_vit_h, sam_vit_h_curriculum, sam_vit_l
-from sam_ds.recipes.tiny import tiny
+from sam_ds.recipes.tiny import tiny, tiny_from_mae
 from sam_ds.recipes.vit_huge14 import vit_huge14_in1k_finetune, vit_huge14_in21k, vit_tiny_classify
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -21,6 +23,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "sam_vit_h": sam_vit_h,
     "sam_vit_h_curriculum": sam_vit_h_curriculum,
     "meta_sam_large": meta_sam_large,
+    "tiny_from_mae": tiny_from_mae,
+    "mae_tiny": mae_tiny,
+    "mae_vit_b": mae_vit_b,
+    "mae_vit_l": mae_vit_l,
+    "mae_vit_h": mae_vit_h,
+    "mae_meta_sam_large": mae_meta_sam_large,
+    "vitdet_tiny": vitdet_tiny,
+    "vitdet_b_coco": vitdet_b_coco,
+    "vitdet_h_coco": vitdet_h_coco,
+    "segment_tiny": segment_tiny,
+    "segment_ade20k_b": segment_ade20k_b,
     "vit_huge14_in21k": vit_huge14_in21k,
     "vit_huge14_in1k_finetune": vit_huge14_in1k_finetune,
     "vit_tiny_classify": vit_tiny_classify,

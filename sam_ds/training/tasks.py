@@ -12,6 +12,9 @@ from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.errors import UserError, nearest
 from sam_ds.config.schema import Recipe
 from sam_ds.training.classify_images import ClassifyImagesKit
+from sam_ds.training.detect_objects import DetectObjectsKit
+from sam_ds.training.pretrain_mae import PretrainMaeKit
+from sam_ds.training.segment_classes import SegmentClassesKit
 from sam_ds.training.segment_images import SegmentImagesKit
 
 
@@ -82,6 +85,9 @@ class Kit(Protocol):
 
 TASKS: dict[str, type[Kit]] = {
     "segment_images": SegmentImagesKit,
+    "pretrain_mae": PretrainMaeKit,
+    "detect_objects": DetectObjectsKit,
+    "segment_classes": SegmentClassesKit,
     "classify_images": ClassifyImagesKit,
 }
 

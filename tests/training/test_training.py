@@ -1,4 +1,4 @@
-"""The whole spine on two gloo ranks: the real task, drawn pictures, the loop, the run folder."""
+"""The whole spine on two gloo ranks: the real tasks, drawn pictures, the loop, the run folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sam_ds.data.synthetic import SyntheticConfig, synthesize
 from sam_ds.storage import checkpoints
 from sam_ds.storage.checkpoints import read_manifest
 from sam_ds.tracking.journal import read_metrics
+from tests.data import photos
 from tests.engine import ranks
 from tests.training import cases
 
@@ -23,9 +24,22 @@ ONE_GRAPH = {
     for stage, mode in ((0, "none"), (2, "none"), (3, "none"), (3, "torch"))
 }
 PARITY = {
-    f"parity_{stage}_{mode}": partial(cases.parity, stage=stage, checkpointing=mode)
+    f"parity_{task}_{stage}_{mode}": partial(cases.parity, task=task, stage=stage, checkpointing=mode)
+    for task in cases.SMALL
     for stage, mode in ((0, "none"), (2, "torch"), (3, "none"), (3, "fairscale"))
 }
+# What a task measures before its model, and what it prints of the other evaluation.
+BASELINES = {
+    "segment_images": ["disc", "disc, nearest"],
+    "pretrain_mae": ["flat patches"],
+    "classify_images": ["most frequent"],
+}
+SAID = {
+    "segment_images": ("eval.clicks (1, 2) -> (3,)", "mIoU after 3 clicks"),
+    "pretrain_mae": ("eval.max_pictures 2 -> 1", "PSNR of masked pixels"),
+    "classify_images": ("eval.max_pictures 2 -> 1", "top-5, %"),
+}
+EVERY_TASK = [(task, stage) for task in cases.SMALL for stage in (2, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +50,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    runs = {f"resume_{stage}": partial(cases.resume, data=pictures, stage=stage) for stage in (2, 3)}
-    batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=1)}
+def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(photos.write(tmp_path_factory.mktemp("classes"), photos.files()))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(pictures: str, classes: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    data = {task: classes if task == "classify_images" else pictures for task in cases.SMALL}
+    runs = {f"resume_{t}_{stage}": partial(cases.resume, task=t, data=data[t], stage=stage) for t, stage in EVERY_TASK}
+    batches = {
+        "batches": partial(cases.global_batches, data=pictures, accumulation=1),
+        "masked": partial(cases.masked, data=pictures, accumulation=1),
+    }
     rewinds = {f"rewind_{every}": partial(cases.rewind, data=pictures, save_every=every) for every in (2, 0)}
     names = ("cut_short", "measured_late", "mirrored", "damaged_here")
     others = {name: partial(getattr(cases, name), data=pictures) for name in names}
@@ -47,7 +70,10 @@ def two_ranks(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(scope="module")
 def one_rank(pictures: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    batches = {"batches": partial(cases.global_batches, data=pictures, accumulation=2)}
+    batches = {
+        "batches": partial(cases.global_batches, data=pictures, accumulation=2),
+        "masked": partial(cases.masked, data=pictures, accumulation=2),
+    }
     return ranks.run(batches, 1, tmp_path_factory.mktemp("rank"))
 
 
@@ -61,14 +87,14 @@ def test_ranks_that_draw_other_prompts_stay_together(two_ranks: dict[str, list[A
 
 
 @pytest.mark.parametrize("name", PARITY)
-def test_gradients_of_sam_equal_plain_autograd(two_ranks: dict[str, list[Any]], name: str) -> None:
+def test_gradients_equal_plain_autograd(two_ranks: dict[str, list[Any]], name: str) -> None:
     for seen in ranks.value(two_ranks, name):
         assert seen["passed"], seen["report"]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_resumed_run_ends_as_if_it_had_not_stopped(two_ranks: dict[str, list[Any]], stage: int) -> None:
-    seen, other = ranks.value(two_ranks, f"resume_{stage}")
+@pytest.mark.parametrize(("task", "stage"), EVERY_TASK)
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(two_ranks: dict[str, list[Any]], task: str, stage: int) -> None:
+    seen, other = ranks.value(two_ranks, f"resume_{task}_{stage}")
     straight, resumed = seen["straight"], seen["resumed"]
     assert straight[4] == other["straight"][4] and resumed[4] == other["resumed"][4]  # each rank's own weights
     assert straight[:3] == [6, 48, 0] and resumed[:3] == [6, 48, 4]
@@ -77,15 +103,17 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(two_ranks: dict[str, list[A
     for folder in map(Path, seen["folders"]):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append({row["step"]: row["loss/total"] for row in rows if "loss/total" in row})
-        _check_folder(folder)
+        _check_folder(folder, BASELINES[task])
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_finished_run_says_so_and_is_measured_as_asked(two_ranks: dict[str, list[Any]], stage: int) -> None:
-    said = [seen["said"] for seen in ranks.value(two_ranks, f"resume_{stage}")]
+@pytest.mark.parametrize(("task", "stage"), EVERY_TASK)
+def test_a_finished_run_says_so_and_is_measured_as_asked(
+    two_ranks: dict[str, list[Any]], task: str, stage: int
+) -> None:
+    said = [seen["said"] for seen in ranks.value(two_ranks, f"resume_{task}_{stage}")]
     assert "already trained to step 6 of 6: set train.steps higher" in said[0]
-    assert "eval.clicks (1, 2) -> (3,)" in said[0] and "mIoU after 3 clicks" in said[0]
+    assert all(words in said[0] for words in SAID[task])
     assert said[1] == ""
 
 
@@ -140,11 +168,11 @@ def test_a_damaged_checkpoint_is_fetched_from_the_copies_or_gone_back_from(two_r
     assert {"step_00000002.damaged", "step_00000003", "step_00000004.damaged"} <= set(seen["here"])
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, baselines: list[str]) -> None:
     for name in ("recipe.json", "deepspeed.json", "environment.json", "evaluations.json", "pictures/curves.png"):
         assert (folder / name).is_file(), name
     evaluations = json.loads((folder / "evaluations.json").read_text())
-    assert list(evaluations) == ["disc", "disc, nearest", "untrained", "step 3", "step 6"]
+    assert list(evaluations) == [*baselines, "untrained", "step 3", "step 6"]
     kept = checkpoints.find(folder / "checkpoints")
     assert kept[-1].name == "step_00000006" and len(kept) <= 2  # the last, and the best if it is another
     assert list(folder.glob("pictures/step_00000006/*.png"))
@@ -154,3 +182,11 @@ def test_two_ranks_and_one_see_the_same_global_batches(
     one_rank: dict[str, list[Any]], two_ranks: dict[str, list[Any]]
 ) -> None:
     assert ranks.value(one_rank, "batches")[0] == ranks.value(two_ranks, "batches")[0]
+
+
+def test_two_ranks_and_one_mask_alike(one_rank: dict[str, list[Any]], two_ranks: dict[str, list[Any]]) -> None:
+    one, two = (ranks.value(results, "masked")[0] for results in (one_rank, two_ranks))
+    assert len(one["seen"]) == 12 and one["seen"] == two["seen"]
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-5)
+    # Twice the recipe's, for twice its batch; the first steps of a warm-up of 100.
+    assert one["rates"] == pytest.approx([2e-3, 2e-3, 2e-5, 4e-5, 6e-5]) and two["rates"] == one["rates"]
