@@ -1,10 +1,11 @@
 """Sets of whole pictures: folders of a class each, tars of a class each, tars that hold either, or just pictures.
 
 A picture's class is the first folder of its path, in a tar as well as outside (ImageNet's train/, and tars made of
-it). Pictures that lie in a tar without a folder are of the class that the tar is named after, n01440764.tar say
-(ImageNet-21K as it ships), unless the tars are numbered: a name that ends in four digits or more, after nothing or a
-mark, is a shard's (sa_000000.tar). Files of other kinds are passed over: the .json beside a picture of SA-1B's, say.
-Classes are numbered by their sorted names. A link to a folder is not followed.
+it). Pictures that lie in a tar without a folder are of the class that the .cls beside them says (WebDataset's shards),
+or else that the tar is named after, n01440764.tar say (ImageNet-21K as it ships), unless the tars are numbered: a name
+that ends in four digits or more, after nothing or a mark, is a shard's (sa_000000.tar). Files of other kinds are passed
+over: the .json beside a picture of SA-1B's, say. Classes are numbered by their sorted names, or if all of these are
+numbers, by those. A link to a folder is not followed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def row_dtype(name_bytes: int) -> np.dtype[np.void]:
 class Pictures:
     """Finds pictures and their classes."""
 
+    reads: tuple[str, ...] = (".cls",)
+
     def __init__(self) -> None:
         self._classes: dict[str, int] = {}  # in the order that they are come to
         self._folders: dict[str, bool] = {}  # those of the first level, and whether there is a picture in them
@@ -56,7 +59,8 @@ class Pictures:
         rows = []
         for name, offset, size in without_repeats(place, PICTURES, findings):
             folder, inside, _ = name.partition("/")
-            picture_class = folder if inside else own_class
+            said = place.texts.get(f"{os.path.splitext(name)[0]}.cls", b"").decode("utf-8", "replace").strip()
+            picture_class = folder if inside else said or own_class
             label = NO_CLASS
             if picture_class is not None:
                 label = self._classes.setdefault(picture_class, len(self._classes))
@@ -72,7 +76,7 @@ class Pictures:
         """The same rows, their labels the places of the sorted classes."""
         empty = [folder for folder, filled in self._folders.items() if not filled]
         findings += [Finding("empty", folder, "there is no picture in it") for folder in empty]
-        place = {name: label for label, name in enumerate(sorted(self._classes))}
+        place = {name: label for label, name in enumerate(self._sorted())}
         final = np.array([*(place[name] for name in self._classes), NO_CLASS], np.int32)
         samples["label"] = final[samples["label"]]  # NO_CLASS, -1, finds itself at the end
         self._unlabelled = int((samples["label"] == NO_CLASS).sum())
@@ -85,7 +89,11 @@ class Pictures:
         return f"pictures of {len(self._classes)} classes{rest}"
 
     def facts(self) -> dict[str, Any]:
-        return {"classes": sorted(self._classes)}
+        return {"classes": self._sorted()}
+
+    def _sorted(self) -> list[str]:
+        numbers = all(name.isascii() and name.isdigit() for name in self._classes)
+        return sorted(self._classes, key=lambda name: (len(name) if numbers else 0, name))
 
 
 def _class_of_tar(tar: str) -> str | None:

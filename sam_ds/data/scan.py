@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from sam_ds.data.limits import raise_if_of_machine
 from sam_ds.data.tar import DamagedTarError, members
 
 LOOSE = -1  # the shard of a sample in loose files
+_MOST_TEXT = 256  # bytes of a file that says a class
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PICTURES = (*_LOWER, *(extension.upper() for extension in _LOWER))  # extensions of files that are looked into
 
@@ -46,10 +47,13 @@ class Place:
     shard: int
     folder: str  # of the loose files or of the tar, relative to the root; empty for the root itself
     files: list[tuple[str, int, int]]  # name (of loose files relative to the root), offset, size
+    texts: dict[str, bytes] = field(default_factory=dict)  # content of a tar's files that the gatherer wants read
 
 
 class Gather(Protocol):
     """What makes samples of files."""
+
+    reads: tuple[str, ...]  # extensions of a tar's files whose content counts
 
     def rows(self, place: Place, findings: list[Finding]) -> npt.NDArray[np.void]:
         """The samples of a place; its names need not stay in memory after it."""
@@ -93,13 +97,15 @@ def scan(root: Path, tell: Callable[[str], None] | None = None, gather: Gather |
         tell(f"indexing {root / tar}")
         status = os.stat(root / tar)
         stamps.append((tar, status.st_size, status.st_mtime_ns))
-        tables.append(gather.rows(_read_tar(root, tar, shard, findings), findings))
+        tables.append(gather.rows(_read_tar(root, tar, shard, gather.reads, findings), findings))
     samples = gather.finish(np.concatenate(tables), tars, findings)
     return Found(samples, tars, stamps, findings)
 
 
 class Pairs:
     """SA-1B's samples: a .jpg and the .json of the same name beside it."""
+
+    reads: tuple[str, ...] = ()
 
     def rows(self, place: Place, findings: list[Finding]) -> npt.NDArray[np.void]:
         """The rows of a place's whole pairs."""
@@ -164,15 +170,18 @@ def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield "" if relative == "." else relative, sorted(f for f in files if not f.startswith(".")), links
 
 
-def _read_tar(root: Path, tar: str, shard: int, findings: list[Finding]) -> Place:
+def _read_tar(root: Path, tar: str, shard: int, reads: tuple[str, ...], findings: list[Finding]) -> Place:
     place = Place(tar, shard, os.path.dirname(tar), [])
     try:
-        for member in members(str(root / tar)):
-            name = os.path.normpath(member.name)
-            if leads_outside(name):
-                findings.append(Finding("outside", tar, f"{member.name} leads out of the folder; it is left out"))
-            else:
+        with open(root / tar, "rb") as file:
+            for member in members(str(root / tar)):
+                name = os.path.normpath(member.name)
+                if leads_outside(name):
+                    findings.append(Finding("outside", tar, f"{member.name} leads out of the folder; it is left out"))
+                    continue
                 place.files.append((name, member.offset, member.size))
+                if reads and name.endswith(reads) and member.size <= _MOST_TEXT:
+                    place.texts[name] = os.pread(file.fileno(), member.size, member.offset)
     except (DamagedTarError, OSError) as error:
         if isinstance(error, OSError):
             raise_if_of_machine(error, str(root / tar))
@@ -200,9 +209,9 @@ def has_pairs(root: str | Path) -> bool:
     for folder, files, _ in walk(Path(root).expanduser()):
         tars = (os.path.join(root, folder, file) for file in files if file.endswith(".tar"))
         for names in itertools.chain([files], map(_names, tars)):
-            kinds = {os.path.splitext(name)[1] for name in names} & {*PICTURES, ".json"}
-            if kinds - {".json"}:
-                return ".json" in kinds
+            kinds = {os.path.splitext(name)[1] for name in names}
+            if not kinds.isdisjoint(PICTURES):
+                return ".json" in kinds and ".cls" not in kinds  # a file with the class: ImageNet's as a WebDataset
     return False
 
 

@@ -45,13 +45,24 @@ def _shards(folder: Path) -> Path:
     return folder
 
 
+def _webdataset(folder: Path) -> Path:
+    contents = [(Path(name).name, content, name.partition("/")[0]) for name, content in files().items()]
+    for shard in range(4):
+        members: dict[str, bytes] = {}
+        for name, content, its_class in contents[shard::4]:
+            stem = Path(name).stem
+            members |= {name: content, f"{stem}.cls": f"{its_class}\n".encode(), f"{stem}.json": b"{}"}
+        pack(folder / f"imagenet1k-train-{shard:04}.tar", members)
+    return folder
+
+
 def _numbered_below_folders(folder: Path) -> Path:
     for name in CLASSES:
         pack(folder / name / "0000.tar", {Path(f).name: c for f, c in files().items() if f.startswith(name)})
     return folder
 
 
-LAYOUTS = (_tar_a_class, _shards, _numbered_below_folders)
+LAYOUTS = (_tar_a_class, _shards, _webdataset, _numbered_below_folders)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,6 +80,19 @@ def test_classes_are_sorted_however_they_are_met(tmp_path: Path) -> None:
     index = open_pictures(tmp_path)
     assert index.classes == ["a", "b", "m", "z"]
     assert _content(index) == {jpeg(1): "z", jpeg(2): "b", jpeg(3): "a", jpeg(4): "m"}
+
+
+def test_classes_that_are_numbers_are_sorted_as_such(tmp_path: Path) -> None:
+    pack(
+        tmp_path / "0000.tar",
+        {f"{i}.{kind}": jpeg(i) if kind == "jpg" else b"%d" % i for i in (10, 9, 0, 100) for kind in ("cls", "jpg")},
+    )
+    index = open_pictures(tmp_path)
+    assert index.classes == ["0", "9", "10", "100"]
+    assert _content(index) == {jpeg(i): str(i) for i in (0, 9, 10, 100)}
+    pack(tmp_path / "0001.tar", {"x/7.jpg": jpeg(7), "8.jpg": jpeg(8), "8.cls": b"\xff" * 300})
+    index = open_pictures(tmp_path)
+    assert index.classes == ["0", "10", "100", "9", "x"] and index.unlabelled() == 1
 
 
 def test_plain_pictures_and_those_beside_masks_have_no_class(tmp_path: Path) -> None:
@@ -213,6 +237,7 @@ def test_an_index_that_came_with_the_set(folders: Path, tmp_path: Path) -> None:
 def test_which_kind_a_folder_is_of(loose: Path, folders: Path, tmp_path: Path) -> None:
     pack(tmp_path / "masks" / "sa_000000.tar", {"./sa_1.json": b"{}", "./sa_1.jpg": jpeg(1)})
     pack(tmp_path / "tars" / "n01.tar", {"1.JPEG": jpeg(1)})
+    _webdataset(tmp_path / "web")
     (tmp_path / "empty").mkdir()
-    found = [has_pairs(path) for path in (loose, tmp_path / "masks", folders, tmp_path / "tars", tmp_path / "empty")]
-    assert found == [True, True, False, False, False]
+    others = [tmp_path / name for name in ("tars", "web", "empty")]
+    assert [has_pairs(path) for path in (loose, tmp_path / "masks", folders, *others)] == [True, True, *[False] * 4]
