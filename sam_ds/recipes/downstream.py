@@ -127,7 +127,7 @@ def vitdet_tiny() -> Recipe:
         detect=DetectConfig(num_classes=1, num_queries=150, decoder_layers=3),
         optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=20, final=0.02),
-        train=TrainConfig(steps=400, log_every=10, eval_every=0, save_every=200),
+        train=TrainConfig(steps=250, log_every=10, eval_every=0, save_every=100),
         eval=EvalConfig(max_pictures=32),
     )
 
@@ -147,7 +147,7 @@ def segment_tiny() -> Recipe:
         classes=ClassesConfig(num_classes=2),
         optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=20, final=0.02),
-        train=TrainConfig(steps=200, log_every=10, eval_every=0, save_every=100),
+        train=TrainConfig(steps=120, log_every=10, eval_every=0, save_every=100),
         eval=EvalConfig(max_pictures=32),
     )
 
