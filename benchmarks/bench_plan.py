@@ -28,6 +28,10 @@ CONFIGS = {
     "sam_vit_h": ("zero2_a100x256", "zero3_a100x256", "zero2_a100x256_batch512", "zero3_offload_a100x8"),
     "sam_vit_h_curriculum": ("zero2_a100x256_batch1024",),
     "meta_sam_large": ("zero2_a100x128_batch1024",),
+    "mae_vit_b": ("zero2_a100x128_batch4096",),
+    "mae_vit_l": ("zero2_a100x128_batch4096",),
+    "mae_vit_h": ("zero2_a100x128_batch4096",),
+    "mae_meta_sam_large": ("zero2_a100x128_batch4096",),
 }
 NODES = (1, 2, 4, 8, 16, 32)
 

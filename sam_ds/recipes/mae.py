@@ -7,8 +7,6 @@ ImageNet-1K has 1,281,167 pictures to train on, SA-1B 11,185,362.
 
 from __future__ import annotations
 
-import dataclasses
-
 from sam_ds.config.schema import (
     DataConfig,
     EvalConfig,
@@ -81,11 +79,9 @@ def mae_meta_sam_large() -> Recipe:
     The document asks for an MAE encoder and says no more of it, so:
     Model     36 blocks of width 1664 with 26 heads of 64, patches of 16; the paper's decoder          [here]
     Length    500,456 steps x 4,096 pictures, as the paper's: 183 epochs of SA-1B's pictures           [here]
-    Memory    blocks are recomputed in backward                                                        [here]
     The rest as mae_vit_l.
     """
-    recipe = _as_the_paper("mae_meta_sam_large", "vit_meta_sam_large")
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpointing="torch"))
+    return _as_the_paper("mae_meta_sam_large", "vit_meta_sam_large")
 
 
 def mae_tiny() -> Recipe:

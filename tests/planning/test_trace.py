@@ -47,14 +47,20 @@ def measured_peak(recipe: Recipe, micro_batch: int) -> int:
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "torch"])
-def test_the_peak_is_the_real_one(checkpointing: str, tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", [small(), small("torch"), recipes.get("mae_tiny")], ids=["none", "torch", "mae"])
+def test_the_peak_is_the_real_one(recipe: Recipe, tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "rasterize=reference")  # numba's cannot run without data
-    recipe = small(checkpointing)
     trace = tracer(recipe, 2, "fp32")
     predicted = max(sum(span.most.values()) for span in trace.spans)
     # Scratch memory inside operators is not seen without data.
     assert predicted == pytest.approx(measured_peak(recipe, 2), rel=0.03)
+
+
+def test_memory_of_a_plain_vit_is_told_apart(tracer: Tracer) -> None:
+    spans = tracer(recipes.get("mae_tiny"), 8, "fp32").spans
+    parts = max(spans, key=lambda span: sum(span.most.values())).most
+    # 4 blocks of 65 tokens of width 128, and 2 of 257 tokens of width 64.
+    assert parts["encoder"] == pytest.approx(parts["decoder"], rel=0.02)
 
 
 def test_every_gradient_comes_once(tracer: Tracer) -> None:
