@@ -179,7 +179,7 @@ def from_a_run(folder: Path, data: str) -> Any:
     on = said_of(lambda: _done(open_run(gone, config(2), data, None, folder / "second", "auto")))
     anew = said_of(lambda: open_run(gone, config(2), data, None, folder / "anew", "auto"))
     return {
-        "started": started,
+        "equal": equal,
         "on": on,
         "anew": anew,
         "init": json.loads((folder / "third" / "init.json").read_text()),
