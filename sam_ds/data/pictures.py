@@ -19,6 +19,10 @@ from sam_ds.data.reader import MOST_BYTES, check_pixels, fast_pixels, fast_size
 
 # Pillow tells a file's kind by its content, whatever it is called; it has others, some of which start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# A file of less than one byte to so many pixels, more than any packing of pictures that show something gives, would
+# only take time and memory; small ones may.
+_MOST_PER_BYTE = 10_000
+_LARGE = 1 << 24  # pixels
 _ORIENTATION = 0x0112  # EXIF's tag
 # Of every orientation, how the stored pixels [h, w, 3] are made upright: (transpose, flip rows, flip columns).
 _UPRIGHT = {
@@ -133,6 +137,9 @@ def _decode_pillow(content: bytes) -> Pixels:
     try:
         with _quiet(), Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             check_pixels((picture.height, picture.width))
+            if max(_LARGE, len(content) * _MOST_PER_BYTE) < picture.height * picture.width:
+                size = f"{picture.width}x{picture.height}"
+                raise BadSampleError(f"the picture is damaged: {len(content)} bytes say that they are {size} pixels")
             return _rgb(ImageOps.exif_transpose(picture))
     except BadSampleError:
         raise

@@ -178,6 +178,15 @@ def test_bombs(kind: str) -> None:
         open_picture(content).pixels()
 
 
+def test_a_few_bytes_do_not_take_the_memory() -> None:
+    small, large = (encode(Image.new("1", (side, side)), "TIFF", compression="group4") for side in (2000, 13000))
+    assert _pixels(small).shape == (2000, 2000, 3)
+    with pytest.raises(
+        BadSampleError, match=rf"^the picture is damaged: {len(large)} bytes say that they are 13000x13"
+    ):
+        open_picture(large)
+
+
 CROPS = TransformConfig(area=(0.08, 1.0), aspect=(0.75, 4 / 3))
 
 
