@@ -147,4 +147,4 @@ def _decode_pillow(jpeg: bytes, size: tuple[int, int], denominator: int) -> Pixe
 
 def _check_size(found: tuple[int, int], said: tuple[int, int]) -> None:
     if found != said:
-        raise BadSampleError(f"its JPEG is {found[1]}x{found[0]}, its JSON says {said[1]}x{said[0]}")
+        raise BadSampleError(f"its JPEG is {found[1]}x{found[0]}, its annotation says {said[1]}x{said[0]}")

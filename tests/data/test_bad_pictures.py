@@ -134,7 +134,7 @@ FAULTS = {
     _huge_area: "annotations are not as SA-1B's: OverflowError",
     _endless_boxes: "passes the filters",
     _ragged_counts: "RLE of its mask .* neither a string nor a list of whole numbers",
-    _huge_header: "JPEG is 65500x65500, its JSON says|JPEG is damaged: .*exceeds limit",
+    _huge_header: "JPEG is 65500x65500, its annotation says|JPEG is damaged: .*exceeds limit",
     _gone: "cannot be read: No such file",
 }
 
@@ -248,7 +248,7 @@ def test_damaged_jpegs(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
             decode(content, (200, 300))
     with pytest.raises(BadSampleError, match=FAULTS[_huge_header]):
         decode(_with_size(whole, 65500), (200, 300))
-    with pytest.raises(BadSampleError, match="its JPEG is 300x200, its JSON says 200x300"):
+    with pytest.raises(BadSampleError, match="its JPEG is 300x200, its annotation says 200x300"):
         decode(whole, (300, 200))
 
 
