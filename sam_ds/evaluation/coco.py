@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 MAX_FOUND = 100  # boxes of a picture that COCO's evaluation looks at, those with the highest scores
 # COCOeval's twelve figures, in its order.
-_FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_FIGURES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
+_FIGURES = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
 _SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium"}
 _SHOWN |= {"ap_large": "AP large", "ar100": "AR, 100 boxes"}
 

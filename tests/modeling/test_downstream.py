@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from sam_ds.config.schema import ClassesConfig, DetectConfig, ModelConfig, Recipe
 from sam_ds.losses.detection import detection_loss
+from sam_ds.modeling.convert import save_weights
 from sam_ds.modeling.detector import build_detector
 from sam_ds.modeling.feature_pyramid import FeaturePyramid
-from sam_ds.modeling.presets import PRESETS
+from sam_ds.modeling.presets import PRESETS, build_sam
 from sam_ds.modeling.sam.sam import Sam
 from sam_ds.modeling.segmenter import build_segmenter
 from sam_ds.tasks.detect_objects import DetectObjects
@@ -138,3 +141,13 @@ def test_full_batches_are_as_large_as_they_get(small: ModelConfig, kit: object, 
     batch = kit.full_batch(recipe, 2)
     inputs = kit.build(recipe).prepare(batch, 0)
     assert float(inputs.count) == (2 * count if name == "detect_objects" else count)
+
+
+def test_the_trunk_starts_from_a_sam_s_and_the_rest_anew(small: ModelConfig, tmp_path: Path) -> None:
+    sam = build_sam(small)
+    save_weights(sam.state_dict(), tmp_path / "sam.safetensors")
+    given = sam.image_encoder.state_dict()
+    for build in (partial(build_detector, detect=DETECT), partial(build_segmenter, classes=ClassesConfig(4))):
+        model = build(dataclasses.replace(small, init=str(tmp_path / "sam.safetensors")))
+        for name, value in model.image_encoder.state_dict().items():
+            assert torch.equal(value, given[name]), name
