@@ -99,6 +99,8 @@ class Mae(PlainVit):
         UserError: as ``Patches``.
     """
 
+    decoder_pos_embed: Tensor
+
     def __init__(self, config: VitConfig, mae: MaeConfig, drop_path: float = 0.0) -> None:
         super().__init__(config.grid_size, config.patch_size, config.dim, config.depth, config.num_heads, drop_path)
         self.config = config

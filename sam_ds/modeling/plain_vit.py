@@ -73,6 +73,8 @@ class PlainVit(nn.Module):
         learned_positions: False: sines and cosines that are not trained, in a buffer.
     """
 
+    pos_embed: Tensor
+
     def __init__(
         self,
         grid_size: int,
