@@ -9,6 +9,7 @@ gradients of qkv, pad token and both tables) and both.
   eager autocast  the same under autocast, as public code runs it: softmax in float32
   sdpa dense      torch's scaled_dot_product_attention with the bias as a dense mask
   sdpa augmented  the same, exact, with the bias as further channels of q and k: our fallback
+  blocked         a block of queries at a time, for caches of CPUs
   flex            FlexAttention, compiled; the bias is read score by score (not with --no-compile)
   no bias         scaled_dot_product_attention without any bias: wrong numbers, what speed is measured against
 
@@ -114,6 +115,7 @@ def providers(window: int, no_compile: bool) -> dict[str, Callable[..., Tensor]]
         "eager autocast": autocast,
         "sdpa dense": attention(partial(attend_grids, dense)),
         "sdpa augmented": op("sdpa"),
+        "blocked": op("blocked"),
         "no bias": attention(no_bias),
     }
     if not no_compile:

@@ -17,7 +17,7 @@ class ModelConfig:
     position_prior: float = 0.0  # random weights: how much prompts attend to their own place at first; 0: as released
     checkpointing: str = "none"  # none | torch | fairscale: recompute encoder blocks (and decoder rounds) in backward
     checkpoint_offload: bool = False  # fairscale only: keep the recomputation's inputs in host memory
-    attention: str = "auto"  # auto | reference | sdpa | triton: which rel_pos_attention
+    attention: str = "auto"  # auto | reference | sdpa | blocked | triton: which rel_pos_attention
 
 
 @dataclass(frozen=True)

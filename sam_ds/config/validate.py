@@ -49,7 +49,7 @@ _READERS: dict[str, tuple[str, ...]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task": _TASKS,
     "model.checkpointing": ("none", "torch", "fairscale"),
-    "model.attention": ("auto", "reference", "sdpa", "triton"),
+    "model.attention": ("auto", "reference", "sdpa", "blocked", "triton"),
     "loss.iou_masks": ("best", "all"),
     "loss.resolution": ("input", "logits"),
     "loss.implementation": ("auto", "reference", "fused", "triton"),

@@ -8,13 +8,14 @@ where the two position terms take the *unscaled* query. Source: segment-anything
 (arXiv 2112.01526, section 4.1). In windows the same holds within each of them. Those at the bottom and the right
 reach beyond the grid, and what lies there is attended like any other token, as in the released SAM.
 
-Three ways to the same numbers:
+Four ways to the same numbers:
 
 ``reference``  adds the bias to the whole score matrix, as the formula says.
 ``sdpa``       the bias has rank H + W, so it fits into the dot product: with one-hot rows of the key's place,
                [scale * q, q.rel_h, q.rel_w] . [k, onehot(kh), onehot(kw)] is the score above. Plain
                scaled_dot_product_attention on these longer vectors is exact and never needs the score matrix
                (arXiv 2505.12044 does this for low-rank biases in general).
+``blocked``    for CPUs: the scores of a few queries at a time, to which the bias is added (``blocked_attention``).
 ``triton``     kernels for CUDA that read q, k and v where the layer left them (``sam_ds_kernels``).
 """
 
@@ -26,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam_ds.ops.blocked_attention import blocked_attention
 from sam_ds.ops.choice import by_kernels, choose, forced
 
-IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "sdpa", "blocked", "triton")
 
 # Up to this many tokens the score matrix stays in a CPU's cache, and writing it out costs less than the longer
 # vectors do (measured forward and backward, AMX and AVX-512, windows of 64 and grids of 1,024).
@@ -51,8 +53,8 @@ def rel_pos_attention(
             the offset i - (span - 1) from key to query.
         pad: [3, heads, d], what that layer gives for a token beyond the grid; windows need it.
         window: tokens along a window's side; 0: attend over the whole grid.
-        implementation: ``reference``, ``sdpa``, ``triton``, or ``auto``: the fastest one here that takes these
-            inputs.
+        implementation: ``reference``, ``sdpa``, ``blocked``, ``triton``, or ``auto``: the fastest one here that takes
+            these inputs.
 
     Returns:
         [B, H, W, heads, d].
@@ -74,14 +76,23 @@ def rel_pos_attention(
     if found is not None:
         return found
     if wanted == "auto":
-        small = qkv.device.type == "cpu" and spans[0] * spans[1] <= _SMALL_ON_CPU
-        wanted = choose("rel_pos_attention", "reference" if small else "sdpa")
-    attend = _reference if wanted == "reference" else _augmented
+        wanted = choose("rel_pos_attention", _fastest(qkv, spans[0] * spans[1]))
+    attend = {"reference": _reference, "sdpa": _augmented, "blocked": blocked_attention}[wanted]
     if window == 0:
         return attend_grids(attend, qkv, rel_h, rel_w)
     assert pad is not None
     windows, rows, columns = split_windows(qkv, pad, window)
     return join_windows(attend_grids(attend, windows, rel_h, rel_w), rows, columns, qkv.shape[1], qkv.shape[2])
+
+
+def _fastest(qkv: Tensor, tokens: int) -> str:
+    """Without kernels."""
+    if qkv.device.type != "cpu":
+        return "sdpa"
+    if tokens <= _SMALL_ON_CPU:
+        return "reference"
+    # Products of 16-bit numbers are so cheap on a CPU that has them that the longer vectors cost less than the tiles.
+    return "sdpa" if qkv.dtype in (torch.bfloat16, torch.float16) else "blocked"
 
 
 def _triton(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, pad: Tensor | None, window: int) -> Tensor:

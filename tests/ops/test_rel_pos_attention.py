@@ -42,14 +42,14 @@ def by_the_formula(qkv: Tensor, rel_h: Tensor, rel_w: Tensor, pad: Tensor, windo
     return out
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sdpa"])
+@pytest.mark.parametrize("implementation", ["reference", "sdpa", "blocked"])
 @pytest.mark.parametrize(("grid", "window"), [*((grid, 0) for grid in GRIDS[:3]), *WINDOWS])
 def test_the_formula(grid: tuple[int, int], window: int, implementation: str) -> None:
     inputs = make_inputs(grid, torch.float64, window)
     assert_close(rel_pos_attention(*inputs, window, implementation), by_the_formula(*inputs, window))
 
 
-@pytest.mark.parametrize("implementation", ["auto", "sdpa"])
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "blocked"])
 @pytest.mark.parametrize(("grid", "window"), [*((grid, 0) for grid in GRIDS), *WINDOWS])
 def test_gradients_equal_the_reference(grid: tuple[int, int], window: int, implementation: str) -> None:
     inputs = make_inputs(grid, torch.float64, window)
@@ -63,7 +63,20 @@ def test_gradients_equal_the_reference(grid: tuple[int, int], window: int, imple
     )
 
 
-@pytest.mark.parametrize("implementation", ["auto", "reference", "sdpa"])
+def test_blocks_of_queries_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs((3, 5), torch.float64)[:3]
+    whole = rel_pos_attention(*inputs, implementation="blocked")
+    weight = torch.randn_like(whole)
+    expected = torch.autograd.grad((whole * weight).sum(), inputs)
+    # Blocks of 4 queries, the last of 3.
+    monkeypatch.setattr("sam_ds.ops.blocked_attention._TILE", 4 * 15)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    out = rel_pos_attention(*inputs, implementation="blocked")
+    assert_close(out, whole)
+    assert_close(torch.autograd.grad((out * weight).sum(), inputs), expected)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "reference", "sdpa", "blocked"])
 def test_bfloat16_keeps_its_type(implementation: str) -> None:
     inputs = make_inputs((4, 4), torch.float32)
     out = rel_pos_attention(*(x.bfloat16() for x in inputs), 0, implementation)
