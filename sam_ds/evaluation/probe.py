@@ -66,8 +66,7 @@ def by_neighbours(train: Features, val: Features, num_classes: int) -> ClassSums
         cosines, places = (some @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)  # [b, k]
         votes = torch.zeros(len(some), num_classes)
         votes.scatter_add_(1, train.labels[places], (cosines / TEMPERATURE).exp())
-        # As a distribution over the classes; one that nobody voted for is not impossible.
-        sums += ClassSums.of((votes / votes.sum(1, keepdim=True)).clamp(min=1e-6).log(), labels).to_tensor()
+        sums += ClassSums.of(_logs(votes / votes.sum(1, keepdim=True)), labels).to_tensor()
     return ClassSums.from_tensor(sums)
 
 
@@ -78,9 +77,14 @@ def by_linear_layer(train: Features, val: Features, num_classes: int) -> ClassSu
     deviation, mean = torch.std_mean(train.values, dim=0)
     known, asked = ((features.values - mean) / (deviation + 1e-6) for features in (train, val))
     fitted = LogisticRegression(max_iter=_STEPS).fit(known.numpy(), train.labels.numpy())
-    logits = torch.full((len(asked), num_classes), -torch.inf)  # of classes that were not seen
-    logits[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_log_proba(asked.numpy())).float()
-    return ClassSums.of(logits.clamp(min=-30.0), val.labels)
+    chances = torch.zeros(len(asked), num_classes)  # of classes that were not seen, none
+    chances[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_proba(asked.numpy())).float()
+    return ClassSums.of(_logs(chances), val.labels)
+
+
+def _logs(chances: Tensor) -> Tensor:
+    """Of a distribution over the classes; one that has no chance is not impossible."""
+    return chances.clamp(min=1e-6).log()
 
 
 def probe(train: Features, val: Features, num_classes: int) -> dict[str, dict[str, float]]:

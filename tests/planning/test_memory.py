@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sam_ds import recipes
-from sam_ds.config import deepspeed
+from sam_ds.config import deepspeed, overrides
 from sam_ds.planning.memory import memory, shards
 from sam_ds.planning.plan import Tracer
 
@@ -53,6 +53,19 @@ def test_accumulated_gradients_are_there_from_the_start(tracer: Tracer) -> None:
         raw["zero_optimization"]["reduce_bucket_size"] = 1000
         once, twice = (deepspeed.parse(raw | {"gradient_accumulation_steps": times}) for times in (1, 2))
         assert (memory(trace, twice, 1).total > memory(trace, once, 1).total) is more
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_mean_of_the_weights_lies_where_the_masters_do(stage: int, tracer: Tracer) -> None:
+    plain, averaged = (
+        tracer(overrides.apply(recipes.get("tiny"), settings), 1, "bf16") for settings in ([], ["optim.ema_decay=0.9"])
+    )
+    raw = json.loads((deepspeed.CONFIG_DIR / f"zero{stage}_local.json").read_text())
+    for place, on_host in (({}, False), ({"offload_optimizer": {"device": "cpu"}}, True)):
+        config = deepspeed.parse(raw | {"zero_optimization": raw["zero_optimization"] | place})
+        without, beside = memory(plain, config, 2), memory(averaged, config, 2)
+        more = shards(averaged, config, 2).masters
+        assert (beside.total - without.total, beside.host - without.host) == ((0, more) if on_host else (more, 0))
 
 
 def test_the_host_takes_what_is_offloaded(tracer: Tracer) -> None:
