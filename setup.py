@@ -65,7 +65,6 @@ setup(
         "psutil>=5.9",
         "mlflow>=2.15,<3.18",
         "scikit-learn>=1.4",  # the linear probe
-        "scikit-learn>=1.4",  # the linear probe
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "ninja>=1.11",  # compiles DeepSpeed's ops
