@@ -17,8 +17,9 @@ from sam_ds.planning.step_time import step_time
 from sam_ds.planning.trace import Trace
 from sam_ds.storage import checkpoints
 
-# Pictures a second that one core reads and prepares, 64 of 100 masks each: benchmarks/results/data.csv.
-PICTURES_A_CORE = 63.0
+# By task, pictures a second that one core reads and prepares, where it was measured: benchmarks/results/data.csv, with
+# 64 of 100 masks each.
+PICTURES_A_CORE = {"segment_images": 63.0}
 # Keys of zero_optimization and bf16 that change memory or time in ways that are not planned, where not as usual.
 _USUAL = {
     "contiguous_gradients": True,
@@ -97,9 +98,10 @@ class Plan:
         return work / self.step_seconds / self.gpu.peak
 
     @property
-    def workers(self) -> int:
-        """Loader processes a rank that keep up, each with a core of its own."""
-        return math.ceil(self.pictures_per_second / self.world / PICTURES_A_CORE)
+    def workers(self) -> int | None:
+        """Loader processes a rank that keep up, each with a core of its own; None where no such rate is known."""
+        rate = PICTURES_A_CORE.get(self.recipe.task)
+        return None if rate is None else math.ceil(self.pictures_per_second / self.world / rate)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -193,7 +193,7 @@ def _length(plan: Plan) -> list[str]:
     left_out = not_planned(plan.config, plan.recipe)
     lines = [
         f"{plan.pictures_per_second:,.1f} pictures/s, {plan.pictures_per_second / plan.world:.2f} a GPU, "
-        f"MFU {plan.utilization:.1%}; {plan.workers} loader process(es) a rank keep up",
+        f"MFU {plan.utilization:.1%}" + (f"; {plan.workers} loader process(es) a rank keep up" if plan.workers else ""),
         f"{plan.steps:,} steps in {plan.hours:,.1f} hours ({plan.hours / 24:.1f} days): {plan.gpu_hours:,.0f} GPU "
         f"hours, about ${plan.dollars:,.0f} at ${plan.gpu.price:g} an hour",
         f"a checkpoint is {plan.checkpoint_bytes / GIB:.1f} GiB; the run folder needs {plan.kept_bytes / GIB:.0f} GiB",

@@ -21,7 +21,7 @@ from sam_ds.config.schema import (
 
 
 def mae_vit_l() -> Recipe:
-    """MAE ViT-L/16 (330 M parameters with its decoder), as the paper trained it.
+    """MAE ViT-L/16 (329 M parameters with its decoder), as the paper trained it.
 
     deepspeed --hostfile hostfiles/a100x128.hostfile --module sam_ds train --recipe mae_vit_l
         --deepspeed_config ds_configs/zero2_a100x128_batch4096.json --data /data/imagenet
