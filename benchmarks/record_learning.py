@@ -1,7 +1,8 @@
-"""Add what finished trainings measured to benchmarks/results/learning.csv, and print the README's table of it.
+"""Add what finished trainings measured to benchmarks/results, and print the README's table of it.
 
-Every row is one model or baseline of one run: mean IoU (percent) over the masks of the evaluation, after 1, 3, 5 and 8
-clicks and a box. ``minutes`` is the time the steps took, evaluations and saving not counted.
+Every row is one model or baseline of one run. learning.csv: mean IoU (percent) over the masks of the evaluation, after
+1, 3, 5 and 8 clicks and a box. pretraining.csv: how masked patches were painted, by the loss and by the PSNR (dB).
+``minutes`` is the time the steps took, evaluations and saving not counted.
 
   python benchmarks/record_learning.py runs/tiny_synthetic runs/tiny_nuclei [--no-save]
 """
@@ -19,6 +20,7 @@ from sam_ds.tracking import journal
 from sam_ds.tracking.journal import read_metrics
 
 MEASURES = ("miou@1", "miou@3", "miou@5", "miou@8", "miou@box", "miou@1/oracle")
+PAINTED = ("psnr", "loss")
 
 
 def main() -> None:
@@ -27,9 +29,12 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     rows = [row for run in args.runs for row in rows_of(run)]
-    print(markdown(rows))
-    if not args.no_save:
-        append_rows(RESULTS / "learning.csv", rows)
+    for table, measures in (("learning", MEASURES), ("pretraining", PAINTED)):
+        own = [row for row in rows if measures[0] in row]
+        if own:
+            print(markdown(own, measures))
+        if own and not args.no_save:
+            append_rows(RESULTS / f"{table}.csv", own)
 
 
 def rows_of(run: Path) -> list[dict[str, object]]:
@@ -39,7 +44,10 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     minutes = round(minutes_of(read_metrics(run / journal.NAME)), 1)
     about = {"run": run.name, "recipe": recipe["name"], "steps": recipe["train"]["steps"], "minutes": minutes}
     return [
-        about | {"model": title} | {name: round(100 * values[name], 1) for name in MEASURES if name in values}
+        about
+        | {"model": title}
+        | {name: round(100 * values[name], 1) for name in MEASURES if name in values}
+        | {name: round(values[name], 3) for name in PAINTED if name in values}
         for title, values in evaluations.items()
     ]
 
@@ -51,8 +59,8 @@ def minutes_of(metrics: list[dict[str, float]]) -> float:
     return sum(reports[step] * (step - before) for before, step in itertools.pairwise([0, *steps])) / 60
 
 
-def markdown(rows: list[dict[str, object]]) -> str:
-    names = ["run", "model", "minutes", *MEASURES]
+def markdown(rows: list[dict[str, object]], measures: tuple[str, ...]) -> str:
+    names = ["run", "model", "minutes", *measures]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
     return "\n".join(lines)

@@ -62,6 +62,7 @@ RESULTS_OF = {
         higher=("fits", "pictures_per_second"),
         other=("step_ms", "mfu", "gpu_hours", "workers"),
     ),
+    "pretraining": Results(lower=("loss",), higher=("psnr",), other=("minutes",)),
     "reliability": Results(higher=("met",), other=("value", "trials", "minutes")),
     "save": Results(lower=("stall_s", "lost_s"), other=("checkpoint_mb", "step_s", "*_steps")),
     "saved_bytes": Results(lower=("mb",), other=("times_ours",)),
