@@ -96,6 +96,10 @@ class Maker(ABC, Generic[_TruthT, _BatchT]):
             return self._files.read(LOOSE, name, 0, 0, what, most)
         except OSError as error:
             raise unreadable(error, name) from error
+        except ValueError as error:
+            if isinstance(error, BadSampleError):
+                raise
+            raise BadSampleError(f"its {what} has a name that no file has: {error}") from error  # a NUL, say
 
     def for_training(self, positions: list[int]) -> Loaded[_BatchT]:
         """The batch at these positions of the stream."""

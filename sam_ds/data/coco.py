@@ -115,7 +115,7 @@ _TABLES = ("images", "annotations", "categories")
 
 
 def _parse(raw: dict[str, Any], path: Path, root: Path) -> CocoSet:
-    categories = _rows(raw, "categories", path, lambda row: (int(row["id"]), str(row["name"])))
+    categories = _rows(raw, "categories", path, lambda row: (_number(row["id"]), str(row["name"])))
     pictures = _rows(raw, "images", path, _picture)
     marks = _rows(raw, "annotations", path, _mark)
     for what, ids in (("category", [c[0] for c in categories]), ("image", [p[0] for p in pictures])):
@@ -150,12 +150,21 @@ def _picture(row: Any) -> tuple[int, str, int, int]:
     height, width = int(row["height"]), int(row["width"])
     if height < 1 or width < 1:
         raise ValueError(f"a size of {width}x{height}")
-    return int(row["id"]), str(row["file_name"]), height, width
+    return _number(row["id"]), str(row["file_name"]), _number(height), _number(width)
 
 
 def _mark(row: Any) -> tuple[int, int, bool, tuple[float, ...]]:
     left, top, width, height = map(float, row["bbox"])
-    return int(row["image_id"]), int(row["category_id"]), bool(row.get("iscrowd", 0)), (left, top, width, height)
+    float(row.get("area", 0.0))  # which COCO's evaluation will look at
+    picture, category = _number(row["image_id"]), _number(row["category_id"])
+    return picture, category, bool(row.get("iscrowd", 0)), (left, top, width, height)
+
+
+def _number(value: Any) -> int:
+    number = int(value)
+    if abs(number) >= 1 << 53:  # as a float it is another one, and results are tables of floats
+        raise ValueError(f"a number of {number}")
+    return number
 
 
 def _rows(raw: dict[str, Any], name: str, path: Path, read: Callable[[Any], tuple[Any, ...]]) -> list[Any]:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -131,11 +130,15 @@ def as_results(found: Rows) -> list[dict[str, Any]]:
 def _score(kind: str, pictures: CocoSet, samples: Sequence[int], results: list[dict[str, Any]]) -> dict[str, float]:
     """Figures from 0 to 1; those of sizes that no object has are left out."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what we return
-        truth = _truth(pictures.annotations)
+        truth = _truth(pictures, kind)
         evaluation = COCOeval(truth, truth.loadRes(results) if results else COCO(), kind)
         evaluation.params.imgIds = pictures.picture_ids[list(samples)].tolist()
         evaluation.params.catIds = list(pictures.categories)
-        evaluation.evaluate()
+        try:
+            evaluation.evaluate()
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+            words = f"{type(error).__name__} {error}"
+            raise UserError(f"{pictures.annotations} has a segmentation that is not as COCO's: {words}") from error
         evaluation.accumulate()
         evaluation.summarize()
     figures = dict(zip(_FIGURES, evaluation.stats.tolist(), strict=True))
@@ -144,14 +147,30 @@ def _score(kind: str, pictures: CocoSet, samples: Sequence[int], results: list[d
     return {name: value for name, value in figures.items() if value >= 0}
 
 
-def _truth(path: Path) -> COCO:
+def _truth(pictures: CocoSet, kind: str) -> COCO:
     """The annotations, crowds too. Numbered anew: to COCOeval, an object with the number 0 is none."""
+    raw = json.loads(pictures.annotations.read_bytes())
+    marks: list[dict[str, Any]] = []
+    for mark in raw["annotations"]:
+        left, top, width, height = map(float, mark["bbox"])
+        marks.append(
+            {
+                "id": len(marks) + 1,
+                "image_id": int(mark["image_id"]),
+                "category_id": int(mark["category_id"]),
+                "iscrowd": int(bool(mark.get("iscrowd", 0))),
+                "bbox": [left, top, width, height],
+                "area": float(mark.get("area", width * height)),
+            }
+            | ({"segmentation": mark.get("segmentation")} if kind == "segm" else {})
+        )
+    sizes = zip(pictures.picture_ids.tolist(), pictures.sizes.tolist(), strict=True)
     truth = COCO()
-    truth.dataset = json.loads(path.read_bytes())
-    for number, mark in enumerate(truth.dataset["annotations"], 1):
-        mark["id"] = number
-        mark.setdefault("iscrowd", 0)
-        mark.setdefault("area", mark["bbox"][2] * mark["bbox"][3])
+    truth.dataset = {
+        "images": [{"id": number, "height": height, "width": width} for number, (height, width) in sizes],
+        "categories": [{"id": number} for number in pictures.categories],
+        "annotations": marks,
+    }
     truth.createIndex()
     return truth
 

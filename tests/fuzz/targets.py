@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import of_config, of_data, of_pictures, of_tars, of_weights
+from tests.fuzz import of_config, of_data, of_downstream, of_pictures, of_tars, of_weights
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def targets(folder: Path) -> list[Target]:
     deepspeed, host = of_config.DeepSpeed(at("deepspeed")), of_config.Hosts(at("hosts"))
     recipe, manifest = of_config.RecipeFile(at("recipe")), of_config.Manifests(at("manifest"))
     picture, pictures = of_pictures.Picture(), of_pictures.IndexFile(at("pictures"))
+    coco, label_map = of_downstream.CocoJson(at("coco")), of_downstream.LabelMap()
     tar, jpeg, weights = of_tars.Tar(at("tar")), of_data.Jpeg(), of_weights.Weights(at("weights"))
     return [
         Target("rle", 24, of_data.draw_masks, of_data.check_masks),
@@ -47,6 +48,8 @@ def targets(folder: Path) -> list[Target]:
         Target("sample", 3, sample.draw, sample.check),
         Target("jpeg", 6, jpeg.draw, jpeg.check),
         Target("picture", 4, picture.draw, picture.check),
+        Target("coco json", 1, coco.draw, coco.check),
+        Target("label map", 4, label_map.draw, label_map.check),
         Target("tar", 10, tar.draw, tar.check),
         Target("index file", 1, index.draw, index.check),
         Target("index of pictures", 1, pictures.draw, pictures.check),

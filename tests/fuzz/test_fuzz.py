@@ -17,6 +17,8 @@ NAMES = [
     "sample",
     "jpeg",
     "picture",
+    "coco json",
+    "label map",
     "tar",
     "index file",
     "index of pictures",
