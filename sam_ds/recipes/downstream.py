@@ -117,7 +117,8 @@ def vitdet_tiny() -> Recipe:
 
     sam-ds train --recipe vitdet_tiny --data FOLDER     laid out as COCO, with one category
 
-    Hardware: two CPU cores. Time and score: benchmarks/record_downstream.py. All numbers are this project's.
+    Hardware: two CPU cores. Measured on eight pictures of nuclei: 72.5 % box AP, 91.9 % at an IoU of .5, on the same
+    pictures (benchmarks/results/downstream.csv). All numbers are this project's.
     """
     return Recipe(
         name="vitdet_tiny",
@@ -137,7 +138,8 @@ def segment_tiny() -> Recipe:
 
     sam-ds train --recipe segment_tiny --data FOLDER     laid out as ADE20K, with two classes
 
-    Hardware: two CPU cores. Time and score: benchmarks/record_downstream.py. All numbers are this project's.
+    Hardware: two CPU cores. Measured on eight pictures of nuclei: 92.2 % mIoU on the same pictures, where the commonest
+    class everywhere has 48.2 % (benchmarks/results/downstream.csv). All numbers are this project's.
     """
     return Recipe(
         name="segment_tiny",
