@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             convert.trust_pickles()
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
     except UserError as error:
         _report(error)
@@ -80,6 +83,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return TRY_AGAIN
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 128 + signal.SIGPIPE
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what this prints, as after ``| head``; then what is left goes nowhere, without complaint."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not poll.poll(0):  # of a pipe with a reader, or a file
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _check_command(arguments: Sequence[str]) -> None:

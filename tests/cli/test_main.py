@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -87,3 +89,12 @@ def test_the_module_runs_as_the_launcher_starts_it() -> None:
     command = [sys.executable, "-m", "sam_ds", "--local_rank=0", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == f"sam-ds {sam_ds.__version__}"
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    command = [sys.executable, "-m", "sam_ds", "recipes", "sam_vit_h"]
+    reads, writes = os.pipe()
+    os.close(reads)
+    result = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
