@@ -14,9 +14,16 @@ import pytest
 from sam_ds.data.synthetic import synthesize
 from tests.launcher.test_launcher import SETTINGS, SMALL, end, rank_processes, start, wait_for
 
-MAE = ("data.workers=0", "train.save_every=1", "train.keep_last=100", "eval.pictures=1", "eval.max_pictures=2")
-TINY = (*SETTINGS, "optim.frozen_encoder_steps=2", "train.save_every=1", "train.keep_last=100")
-STEPS = 30  # enough that a kill comes before the last
+MAE = (
+    "data.workers=0",
+    "tracking.mlflow=false",
+    "train.save_every=1",
+    "train.keep_last=100",
+    "eval.pictures=1",
+    "eval.max_pictures=2",
+)
+TINY = (*SETTINGS, "tracking.mlflow=false", "optim.frozen_encoder_steps=2", "train.save_every=1", "train.keep_last=100")
+STEPS = 12  # enough that a kill comes before the last
 
 
 def start_training(data: Path, output: Path) -> subprocess.Popen[str]:
