@@ -42,6 +42,7 @@ def targets(folder: Path) -> list[Target]:
     picture, pictures = of_pictures.Picture(), of_pictures.IndexFile(at("pictures"))
     coco, label_map = of_downstream.CocoJson(at("coco")), of_downstream.LabelMap()
     tar, jpeg, weights = of_tars.Tar(at("tar")), of_data.Jpeg(), of_weights.Weights(at("weights"))
+    start = of_weights.Starts()
     return [
         Target("rle", 24, of_data.draw_masks, of_data.check_masks),
         Target("sa1b json", 12, record.draw, record.check),
@@ -59,6 +60,7 @@ def targets(folder: Path) -> list[Target]:
         Target("recipe json", 4, recipe.draw, recipe.check),
         Target("manifest", 4, manifest.draw, manifest.check),
         Target("weights", 2, weights.draw, weights.check),
+        Target("names and shapes", 4, start.draw, start.check),
     ]
 
 

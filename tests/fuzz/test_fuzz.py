@@ -28,6 +28,7 @@ NAMES = [
     "recipe json",
     "manifest",
     "weights",
+    "names and shapes",
 ]
 SEEDED = 1000  # cases of a fixed seed: the same in every run, and cheap
 
