@@ -10,7 +10,9 @@ from torch import nn
 from sam_ds.config.schema import OptimConfig
 
 # Learned tables that are looked up, not multiplied with: positions, tokens, label embeddings.
-_TABLE = re.compile(r"(^|[._])(pos_embed|rel_pos_[hw]|\w*tokens?|no_mask_embed|not_a_point_embed|\w*embeddings?\.\d+)(\.weight)?$")
+_TABLE = re.compile(
+    r"(^|[._])(pos_embed|rel_pos_[hw]|\w*tokens?|no_mask_embed|not_a_point_embed|\w*embeddings?\.\d+)(\.weight)?$"
+)
 
 
 class LayeredTask(Protocol):
