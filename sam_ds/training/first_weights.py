@@ -66,5 +66,5 @@ def _file(init: str) -> Path:
     """The file: itself, or that of a run folder's newest whole checkpoint."""
     path = Path(init)
     if not path.exists():
-        raise UserError(f"model.init={init}: nothing is there; give a .pth, a .safetensors, a run folder or a checkpoint")
+        raise UserError(f"model.init={init}: there is nothing; give a .pth, .safetensors, run folder or checkpoint")
     return find_weights(path) if path.is_dir() else path
