@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -13,57 +12,30 @@ from sam_ds.config.schema import Recipe
 from sam_ds.modeling.plain_vit import normalize
 from sam_ds.modeling.presets import build_classifier
 from sam_ds.prompts.draws import object_keys
+from sam_ds.tasks.encoder_tasks import PictureInputs, PlainVitTask
 from sam_ds.tasks.mixing import mix
 from sam_ds.types import PictureBatch
 
 
 @dataclass(frozen=True)
-class ClassifyInputs:
-    """A batch on the device, ready for ``forward``."""
+class ClassifyInputs(PictureInputs):
+    """A batch on the device, its pictures mixed, ready for ``forward``."""
 
-    images: Tensor  # float32 [B, 3, S, S]  normalised, and mixed
-    labels: Tensor  # int64 [B]            the picture's own class
-    others: Tensor  # int64 [B]            that of the picture it was mixed with
-    own: Tensor  # float32 [B]          how much of the picture is its own
-
-    @property
-    def count(self) -> Tensor:
-        """How many pictures count, a float32 scalar."""
-        return torch.full((), float(len(self.images)), device=self.images.device)
+    labels: Tensor  # int64 [B]    the picture's own class
+    others: Tensor  # int64 [B]    that of the picture it was mixed with
+    own: Tensor  # float32 [B]  how much of the picture is its own
 
 
-class ClassifyImages(nn.Module):
+class ClassifyImages(PlainVitTask):
     """A plain ViT that learns classes. The trainer knows it as it knows ``SegmentImages``."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self.model = build_classifier(recipe.model, recipe.classify)
+        super().__init__(recipe, build_classifier(recipe.model, recipe.classify))
 
     @property
     def encoder(self) -> nn.Module:
         """What a frozen-encoder phase freezes: all but the head."""
         return self.model.trunk()
-
-    def checkpointed(self) -> dict[str, list[nn.Module]]:
-        """Modules whose activations may be recomputed: all run once a step."""
-        return {"once": list(self.model.blocks), "reused": []}
-
-    def leaf_modules(self) -> list[type[nn.Module]]:
-        """None: what a module reads of its weights is its own."""
-        return []
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of layer-wise learning-rate decay: the embedding is 0, block i is i + 1, all else is undecayed."""
-        return len(self.model.blocks) + 1
-
-    def layer_of(self, name: str) -> int | None:
-        """The layer of a parameter, None for the last norm and the head."""
-        block = re.match(r"model\.blocks\.(\d+)\.", name)
-        if block:
-            return int(block[1]) + 1
-        return 0 if re.match(r"model\.(cls_token|pos_embed|patch_embed)", name) else None
 
     @torch.no_grad()
     def prepare(self, batch: PictureBatch, step: int) -> ClassifyInputs:

@@ -11,7 +11,7 @@ from sam_ds.config.schema import Recipe
 from sam_ds.losses.detection import detection_loss
 from sam_ds.modeling.detector import build_detector
 from sam_ds.modeling.sam.sam import normalize
-from sam_ds.tasks.trunk import TrunkTask
+from sam_ds.tasks.encoder_tasks import TrunkTask
 from sam_ds.types import BoxBatch
 
 

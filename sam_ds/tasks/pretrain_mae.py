@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -13,31 +12,24 @@ from sam_ds.modeling.mae import Patches
 from sam_ds.modeling.plain_vit import normalize
 from sam_ds.modeling.presets import build_mae
 from sam_ds.prompts.draws import object_keys, uniform
+from sam_ds.tasks.encoder_tasks import PictureInputs, PlainVitTask
 from sam_ds.types import PictureBatch
 
 _ORDER = 2000  # salt of the draw, apart from those of prompts
 
 
 @dataclass(frozen=True)
-class MaeInputs:
+class MaeInputs(PictureInputs):
     """A batch on the device, ready for ``forward``."""
 
-    images: Tensor  # float32 [B, 3, S, S]  normalised
-    order: Tensor  # int64 [B, N]          the patches, the seen ones first
-
-    @property
-    def count(self) -> Tensor:
-        """How many pictures count, a float32 scalar."""
-        return torch.full((), float(len(self.images)), device=self.images.device)
+    order: Tensor  # int64 [B, N]  the patches, the seen ones first
 
 
-class PretrainMae(nn.Module):
+class PretrainMae(PlainVitTask):
     """A masked autoencoder, trained as its release trains it. The trainer knows it as it knows ``SegmentImages``."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self.model = build_mae(recipe.model, recipe.mae)
+        super().__init__(recipe, build_mae(recipe.model, recipe.mae))
 
     @property
     def encoder(self) -> nn.Module:
@@ -46,23 +38,7 @@ class PretrainMae(nn.Module):
 
     def checkpointed(self) -> dict[str, list[nn.Module]]:
         """Modules whose activations may be recomputed: all run once a step."""
-        return {"once": [*self.model.blocks, *self.model.decoder_blocks], "reused": []}
-
-    def leaf_modules(self) -> list[type[nn.Module]]:
-        """None: what a module reads of its weights is its own."""
-        return []
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of layer-wise learning-rate decay: the embedding is 0, block i is i + 1, the decoder is undecayed."""
-        return len(self.model.blocks) + 1
-
-    def layer_of(self, name: str) -> int | None:
-        """The layer of a parameter, None outside the encoder's trunk."""
-        block = re.match(r"model\.blocks\.(\d+)\.", name)
-        if block:
-            return int(block[1]) + 1
-        return 0 if re.match(r"model\.(cls_token|pos_embed|patch_embed)", name) else None
+        return {"once": [*self.blocks, *self.model.decoder_blocks], "reused": []}
 
     @torch.no_grad()
     def prepare(self, batch: PictureBatch, step: int) -> MaeInputs:

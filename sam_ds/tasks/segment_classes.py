@@ -11,7 +11,7 @@ from torch import Tensor
 from sam_ds.config.schema import Recipe
 from sam_ds.modeling.sam.sam import normalize
 from sam_ds.modeling.segmenter import build_segmenter
-from sam_ds.tasks.trunk import TrunkTask
+from sam_ds.tasks.encoder_tasks import TrunkTask
 from sam_ds.types import UNLABELLED, LabelBatch
 
 

@@ -15,11 +15,10 @@ from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
 from sam_ds.modeling.presets import build_sam, sam_config
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
-from sam_ds.modeling.vit import Attention
 from sam_ds.ops import constant, rasterize
 from sam_ds.prompts.draws import object_keys
 from sam_ds.prompts.rollout import clickless_round, rollout
-from sam_ds.tasks.trunk import trunk_layer
+from sam_ds.tasks.encoder_tasks import TrunkTask
 from sam_ds.types import SegmentBatch
 
 
@@ -43,36 +42,20 @@ class SegmentInputs:
         return self.weights.sum()
 
 
-class SegmentImages(nn.Module):
-    """SAM, trained the way its paper describes. The trainer knows it by the methods below and ``model``."""
+class SegmentImages(TrunkTask):
+    """SAM, trained the way its paper describes. The trainer knows it by the methods below and of its base."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
         check_crops(recipe)
-        self.model = build_sam(recipe.model)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """What a frozen-encoder phase freezes."""
-        return self.model.image_encoder
+        super().__init__(recipe, build_sam(recipe.model))
 
     def checkpointed(self) -> dict[str, list[nn.Module]]:
         """Modules whose activations may be recomputed: run once a step, and run again in every round."""
-        return {"once": list(self.model.image_encoder.blocks), "reused": [self.model.mask_decoder]}
+        return {"once": self.blocks, "reused": [self.model.mask_decoder]}
 
     def leaf_modules(self) -> list[type[nn.Module]]:
         """Classes that ZeRO-3 gathers whole: they read their children's weights; the first two run in every round."""
-        return [PromptEncoder, MaskDecoder, Attention]
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of layer-wise learning-rate decay: the embedding is 0, block i is i + 1, all else is undecayed."""
-        return len(self.model.image_encoder.blocks) + 1
-
-    def layer_of(self, name: str) -> int | None:
-        """The layer of a parameter, None outside the encoder's trunk."""
-        return trunk_layer(name)
+        return [PromptEncoder, MaskDecoder, *super().leaf_modules()]
 
     @torch.no_grad()
     def prepare(self, batch: SegmentBatch, step: int) -> SegmentInputs:
