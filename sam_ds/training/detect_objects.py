@@ -27,22 +27,15 @@ from sam_ds.evaluation import coco
 from sam_ds.evaluation.galleries import BoxGallery
 from sam_ds.modeling.feature_pyramid import DETECTION_SCALES
 from sam_ds.modeling.presets import sam_config
+from sam_ds.training.splits import SplitsKit
 from sam_ds.types import BoxBatch
 
 RESULTS = "boxes.json"  # what an evaluation found, in COCO's format of results, beside its pictures
 _logger = logging.getLogger(__name__)
 
 
-class DetectObjectsKit:
+class DetectObjectsKit(SplitsKit[CocoSet]):
     """Detection on COCO's format."""
-
-    def __init__(self) -> None:
-        self._splits: tuple[CocoSet, CocoSet] | None = None
-
-    @property
-    def splits(self) -> tuple[CocoSet, CocoSet]:
-        assert self._splits is not None, "open_data comes first"
-        return self._splits
 
     def score(self, recipe: Recipe, results: dict[str, float]) -> float:
         """What the best checkpoint is chosen by: average precision over IoUs of .5 to .95."""
@@ -67,9 +60,6 @@ class DetectObjectsKit:
         """``data`` is laid out as COCO is; ``val``, laid out alike, brings another set to evaluate on."""
         self._splits = open_coco_splits(data, val, tell)
 
-    def fingerprint(self) -> str:
-        return "-".join(split.fingerprint() for split in self.splits)
-
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainStream[BoxBatch]:
         """Raises UserError if the data has other classes than the recipe."""
         pictures = self.splits[0]
@@ -77,9 +67,6 @@ class DetectObjectsKit:
         maker = BoxMaker(pictures, recipe.data, _side(recipe), recipe.seed)
         share = Share(config.micro_batch, config.accumulation, distributed.rank(), distributed.world_size())
         return train_stream(maker, recipe, share, quarantine)
-
-    def rounds(self, recipe: Recipe, step: int) -> int:
-        return 1
 
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """None: no rule without learning finds boxes that COCO's evaluation would count."""

@@ -15,26 +15,16 @@ from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.modeling.presets import vit_config
+from sam_ds.training.splits import SplitsKit
 from sam_ds.types import PictureBatch
 
 
-class PictureKit:
+class PictureKit(SplitsKit[PictureIndex]):
     """Whole pictures for a plain ViT."""
-
-    def __init__(self) -> None:
-        self._splits: tuple[PictureIndex, PictureIndex] | None = None
-
-    @property
-    def splits(self) -> tuple[PictureIndex, PictureIndex]:
-        assert self._splits is not None, "open_data comes first"
-        return self._splits
 
     def open_data(self, data: str, val: str | None, tell: Callable[[str], None] | None = None) -> None:
         """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
         self._splits = open_picture_splits(data, tell, val)
-
-    def fingerprint(self) -> str:
-        return "-".join(split.fingerprint() for split in self.splits)
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> PictureTrainLoader:
         return PictureTrainLoader(
@@ -47,9 +37,6 @@ class PictureKit:
             distributed.world_size(),
             quarantine,
         )
-
-    def rounds(self, recipe: Recipe, step: int) -> int:
-        return 1
 
     def eval_batches(self, recipe: Recipe) -> Iterator[PictureBatch]:
         """This rank's part of the pictures to evaluate on, until a rank is asked to stop."""

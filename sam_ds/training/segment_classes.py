@@ -26,21 +26,14 @@ from sam_ds.evaluation.class_maps import ClassSums, OneClass
 from sam_ds.evaluation.galleries import ClassGallery
 from sam_ds.modeling.presets import sam_config
 from sam_ds.tasks.segment_classes import SegmentClasses
+from sam_ds.training.splits import SplitsKit
 from sam_ds.types import UNLABELLED, LabelBatch
 
 _COUNTED = 200  # label maps that the commonest class is looked for in
 
 
-class SegmentClassesKit:
+class SegmentClassesKit(SplitsKit[ClassMapSet]):
     """Semantic segmentation on ADE20K's format."""
-
-    def __init__(self) -> None:
-        self._splits: tuple[ClassMapSet, ClassMapSet] | None = None
-
-    @property
-    def splits(self) -> tuple[ClassMapSet, ClassMapSet]:
-        assert self._splits is not None, "open_data comes first"
-        return self._splits
 
     def score(self, recipe: Recipe, results: dict[str, float]) -> float:
         """What the best checkpoint is chosen by: mIoU."""
@@ -56,16 +49,10 @@ class SegmentClassesKit:
         """``data`` is laid out as ADE20K is; ``val``, laid out alike, brings another set to evaluate on."""
         self._splits = open_class_map_splits(data, val, tell)
 
-    def fingerprint(self) -> str:
-        return "-".join(split.fingerprint() for split in self.splits)
-
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainStream[LabelBatch]:
         maker = LabelMaker(self.splits[0], recipe.classes.num_classes, recipe.data, _side(recipe), recipe.seed)
         share = Share(config.micro_batch, config.accumulation, distributed.rank(), distributed.world_size())
         return train_stream(maker, recipe, share, quarantine)
-
-    def rounds(self, recipe: Recipe, step: int) -> int:
-        return 1
 
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """The class that most pixels of the training pictures have, everywhere."""

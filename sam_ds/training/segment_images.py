@@ -21,19 +21,12 @@ from sam_ds.evaluation.baseline import AREA_PICTURES, DiscBaseline, mean_area_fr
 from sam_ds.evaluation.pictures import Gallery
 from sam_ds.modeling.presets import sam_config
 from sam_ds.tasks.segment_images import SegmentImages, check_crops
+from sam_ds.training.splits import SplitsKit
 from sam_ds.types import MaskRuns, SegmentBatch
 
 
-class SegmentImagesKit:
+class SegmentImagesKit(SplitsKit[Index]):
     """Promptable segmentation on SA-1B's format."""
-
-    def __init__(self) -> None:
-        self._splits: tuple[Index, Index] | None = None
-
-    @property
-    def splits(self) -> tuple[Index, Index]:
-        assert self._splits is not None, "open_data comes first"
-        return self._splits
 
     def score(self, recipe: Recipe, results: dict[str, float]) -> float:
         """What the best checkpoint is chosen by: mIoU at the last number of clicks, or of the box."""
@@ -48,9 +41,6 @@ class SegmentImagesKit:
     def open_data(self, data: str, val: str | None, tell: Callable[[str], None] | None = None) -> None:
         """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
         self._splits = (open_index(data, tell), open_index(val, tell)) if val else open_splits(data, tell)
-
-    def fingerprint(self) -> str:
-        return "-".join(split.fingerprint() for split in self.splits)
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainLoader:
         return TrainLoader(
