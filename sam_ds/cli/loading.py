@@ -69,13 +69,14 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
 
 def build_model(recipe: Recipe) -> Any:
     """A recipe's model with fresh weights, or with those of ``model.init``."""
-    if recipe.task == PROMPTED:
+    if recipe.task == PROMPTED and not recipe.model.init:
         from sam_ds.modeling.presets import build_sam
 
         return build_sam(recipe.model)
-    from sam_ds.training import tasks  # here: the trainer takes seconds to import, and a click needs none of it
+    # Here: the trainer takes seconds to import, and a click needs none of it.
+    from sam_ds.training import first_weights, tasks
 
-    return tasks.kit(recipe.task).build(recipe).model
+    return first_weights.build(tasks.kit(recipe.task), recipe).model
 
 
 def _recipe_of(checkpoint: Path) -> Recipe:

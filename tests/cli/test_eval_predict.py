@@ -13,12 +13,13 @@ from PIL import Image
 
 from sam_ds import recipes
 from sam_ds.cli.eval import default_output
+from sam_ds.cli.loading import build_model
 from sam_ds.cli.main import main
 from sam_ds.config import recipe_file
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
 from sam_ds.evaluation.pictures import draw_curves
 from sam_ds.evaluation.predict import Prompt, predict
-from sam_ds.modeling.convert import save_weights
+from sam_ds.modeling.convert import read_weights, save_weights
 from sam_ds.modeling.presets import build_sam
 from sam_ds.types import Prediction
 from tests.storage.cases import complete
@@ -42,6 +43,13 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("picture") / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(path)
     return path
+
+
+def test_an_untrained_model_is_what_its_training_starts_from(run_dir: Path) -> None:
+    recipe = recipes.get("tiny")
+    model = build_model(replace(recipe, model=replace(recipe.model, init=str(run_dir))))
+    weights = read_weights(run_dir / "checkpoints" / "step_00000010" / "weights.safetensors")
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
 
 
 def test_eval_prints_a_table_and_writes_numbers_and_pictures(
