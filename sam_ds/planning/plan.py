@@ -17,9 +17,9 @@ from sam_ds.planning.step_time import step_time
 from sam_ds.planning.trace import Trace
 from sam_ds.storage import checkpoints
 
-# By task, pictures a second that one core reads and prepares, where it was measured: benchmarks/results/data.csv, with
-# 64 of 100 masks each.
-PICTURES_A_CORE = {"segment_images": 63.0}
+# By task, pictures a second that one core reads and prepares, where it was measured (benchmarks/results): SA-1B's with
+# 64 of 100 masks each (data.csv), ImageNet's of 500 x 375 pixels (pictures.csv).
+PICTURES_A_CORE = {"segment_images": 63.0, "pretrain_mae": 485.0, "classify_images": 485.0}
 # Keys of zero_optimization and bf16 that change memory or time in ways that are not planned, where not as usual.
 _USUAL = {
     "contiguous_gradients": True,

@@ -168,6 +168,12 @@ def test_what_is_not_planned_is_said(gpu_tracer: Tracer) -> None:
         make_plan(recipes.get("tiny"), deepspeed.parse(raw | {"zero_optimization": {"stage": 1}}), A100, 2, gpu_tracer)
 
 
+def test_whole_pictures_need_loaders_too(gpu_tracer: Tracer) -> None:
+    plan = make_plan(recipes.get("mae_tiny"), deepspeed.load("zero2_local.json"), A100, 2, gpu_tracer)
+    assert plan.workers is not None and plan.workers >= 1
+    assert f"{plan.workers} loader process(es)" in to_text(plan, [])
+
+
 def test_what_is_taken_for_given_is_said(gpu_tracer: Tracer) -> None:
     raw = deepspeed.load("zero2_local.json").raw
     beside = deepspeed.parse(raw | {"zero_optimization": {"stage": 2, "overlap_comm": True}})
