@@ -147,7 +147,7 @@ class TrainConfig:
     eval_every: int = 1000  # 0: before and after the training only
     save_every: int = 1000  # 0: at the end only
     keep_last: int = 3
-    keep_best: bool = True  # by mIoU at the last number of clicks
+    keep_best: bool = True  # by the task's score: of a SAM, mIoU at the last number of clicks
     keep_every: int = 0  # checkpoints of every so many steps stay too; 0: none
     mirror: str = ""  # a URL for fsspec, s3://bucket/run say: checkpoints are copied there, and fetched from there
     async_save: bool = True  # write checkpoints beside the training, which then waits only for the copy to the host

@@ -125,7 +125,9 @@ def _orientation(jpeg: bytes) -> int:
     try:
         with _quiet(), Image.open(io.BytesIO(jpeg), formats=_FORMATS) as picture:
             found = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged tag turns nothing; if more is damaged, decoding finds out
+    except MemoryError as error:  # else it would be turned on one machine and not on another
+        raise BadSampleError(f"it does not fit into memory: {error}") from error
+    except Exception:  # a damaged tag turns nothing, and Pillow raises anything; if more is damaged, decoding says so
         return 1
     return found if found in _UPRIGHT else 1
 

@@ -31,22 +31,22 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class ClassSums:
+class PixelSums:
     """Counts of pixels by their true and their found class. Add those of all ranks before ``metrics``."""
 
     counts: Tensor  # float64 [C, C]: row, the true class; column, the found one
 
     @classmethod
-    def zero(cls, num_classes: int) -> ClassSums:
+    def zero(cls, num_classes: int) -> PixelSums:
         return cls(torch.zeros(num_classes, num_classes, dtype=torch.float64))
 
-    def plus(self, truth: Labels, found: Labels) -> ClassSums:
+    def plus(self, truth: Labels, found: Labels) -> PixelSums:
         """With the pixels of one more picture, [H, W] both; those without a true class do not count."""
         size = len(self.counts)
         known = truth != UNLABELLED
         pairs = truth[known].astype(np.int64) * size + found[known]
         counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
-        return ClassSums(self.counts + torch.from_numpy(counts))
+        return PixelSums(self.counts + torch.from_numpy(counts))
 
     def metrics(self) -> dict[str, float]:
         """Mean IoU and accuracy over the classes that there are or that were found, and the accuracy of pixels.
@@ -87,14 +87,14 @@ def evaluate(
     num_classes: int,
     device: torch.device,
     watcher: Watcher | None = None,
-) -> ClassSums:
+) -> PixelSums:
     """Compare every pixel of the pictures, at their own size.
 
     Args:
         model: normalised pictures [B, 3, S, S] to logits [B, C, h, h].
         truth_of: the label map of a sample.
     """
-    sums = ClassSums.zero(num_classes)
+    sums = PixelSums.zero(num_classes)
     for batch in batches:
         side = batch.images.shape[-1]
         logits = model(normalize(batch.images.to(device), batch.valid_sizes.to(device)))

@@ -28,7 +28,7 @@ class PictureInputs:
 class _EncoderTask(nn.Module):
     """A task whose model has an encoder of blocks and after it what runs once a step."""
 
-    _prefix: str  # of the encoder's names
+    _trunk: str  # the name of the module that has the embedding and the blocks
 
     def __init__(self, recipe: Recipe, model: Any) -> None:
         super().__init__()
@@ -38,7 +38,8 @@ class _EncoderTask(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """Those of the encoder."""
-        raise NotImplementedError
+        trunk: Any = self.get_submodule(self._trunk)
+        return list(trunk.blocks)
 
     def checkpointed(self) -> dict[str, list[nn.Module]]:
         """Modules whose activations may be recomputed: all run once a step."""
@@ -51,9 +52,10 @@ class _EncoderTask(nn.Module):
 
     def layer_of(self, name: str) -> int | None:
         """The layer of a parameter, None outside the encoder's embedding and blocks."""
-        if not name.startswith(self._prefix):
+        prefix = f"{self._trunk}."
+        if not name.startswith(prefix):
             return None
-        name = name.removeprefix(self._prefix)
+        name = name.removeprefix(prefix)
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
             return int(block[1]) + 1
@@ -63,16 +65,12 @@ class _EncoderTask(nn.Module):
 class TrunkTask(_EncoderTask):
     """A task whose model has SAM's trunk as ``image_encoder``."""
 
-    _prefix = "model.image_encoder."
+    _trunk = "model.image_encoder"
 
     @property
     def encoder(self) -> nn.Module:
         """What a frozen-encoder phase freezes."""
         return self.model.image_encoder
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.model.image_encoder.blocks)
 
     def leaf_modules(self) -> list[type[nn.Module]]:
         """Classes that ZeRO-3 gathers whole: they read their children's weights."""
@@ -82,11 +80,7 @@ class TrunkTask(_EncoderTask):
 class PlainVitTask(_EncoderTask):
     """A task whose model is a plain ViT and what follows it."""
 
-    _prefix = "model."
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return list(self.model.blocks)
+    _trunk = "model"
 
     def leaf_modules(self) -> list[type[nn.Module]]:
         """None: what a module reads of its weights is its own."""

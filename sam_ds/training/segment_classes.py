@@ -22,7 +22,7 @@ from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.evaluation import class_maps
-from sam_ds.evaluation.class_maps import ClassSums, OneClass
+from sam_ds.evaluation.class_maps import OneClass, PixelSums
 from sam_ds.evaluation.galleries import ClassGallery
 from sam_ds.modeling.presets import sam_config
 from sam_ds.tasks.segment_classes import SegmentClasses
@@ -84,7 +84,7 @@ class SegmentClassesKit(SplitsKit[ClassMapSet]):
         batches = watchdog.marked(stop.until_seen(loader), "a batch of the evaluation")
         sums = class_maps.evaluate(model, batches, maker.labels, recipe.classes.num_classes, device, gallery)
         stop.check()
-        return ClassSums(distributed.all_reduce_sum(sums.counts.to(device)).cpu()).metrics()
+        return PixelSums(distributed.all_reduce_sum(sums.counts.to(device)).cpu()).metrics()
 
     def table(self, results: dict[str, dict[str, float]]) -> str:
         return class_maps.class_table(results)

@@ -125,6 +125,19 @@ def test_orientation(orientation: int, fast: bool, monkeypatch: pytest.MonkeyPat
     assert denominator == (2 if fast else 1)
 
 
+def test_a_tag_that_there_is_no_memory_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(Image.fromarray(_smooth()), "JPEG", exif=exif)
+
+    def full(*args: object, **options: object) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(BadSampleError, match="it does not fit into memory: full"):
+        open_picture(content)
+
+
 def test_tags_that_say_nothing() -> None:
     for value in (0, 9, 77):
         exif = Image.Exif()

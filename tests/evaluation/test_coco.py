@@ -19,7 +19,7 @@ from sam_ds.data.boxes import BoxMaker
 from sam_ds.data.coco import CocoSet, open_coco
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
 from sam_ds.evaluation import box_masks, class_maps, coco
-from sam_ds.evaluation.class_maps import ClassSums, OneClass, classes_at
+from sam_ds.evaluation.class_maps import OneClass, PixelSums, classes_at
 from sam_ds.modeling.detector import Detections
 from sam_ds.types import UNLABELLED, LabelBatch, Prediction, Prompts
 from tests.downstream import make_coco, pictures_of
@@ -177,7 +177,7 @@ def test_a_file_that_holds_no_boxes(pictures: CocoSet, tmp_path: Path, content: 
 def test_the_mean_iou_is_that_of_a_count_by_hand() -> None:
     truth = np.array([[0, 0, 1, 1], [2, 2, UNLABELLED, UNLABELLED]], np.uint8)
     found = np.array([[0, 1, 1, 1], [2, 0, 3, 0]], np.uint8)
-    metrics = ClassSums.zero(5).plus(truth, found).metrics()
+    metrics = PixelSums.zero(5).plus(truth, found).metrics()
     # 0: one of three pixels that either has; 1: two of three; 2: one of two; 3 and 4 are in no pixel with a class.
     assert metrics["miou"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
     assert metrics["accuracy"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
@@ -188,7 +188,7 @@ def test_the_mean_iou_is_that_of_a_count_by_hand() -> None:
 def test_no_pixel_with_a_class_is_a_user_s_mistake() -> None:
     nothing = np.full((2, 2), UNLABELLED, np.uint8)
     with pytest.raises(UserError, match="no pixel has a class"):
-        ClassSums.zero(3).plus(nothing, nothing * 0).metrics()
+        PixelSums.zero(3).plus(nothing, nothing * 0).metrics()
 
 
 def test_classes_are_told_at_the_picture_s_own_size() -> None:

@@ -5,8 +5,8 @@ each seed, which also draws the order of the pictures and the prompts. Alike in 
 with ZeRO-2 and are measured on the set's own val part. Minutes are those of the steps: evaluation and saving are left
 out. Without --data, on a few drawn scenes.
 
-  python benchmarks/bench_handover.py [--minutes 1] [--steps 60] [--seeds 1] [--no-save]
-  python benchmarks/bench_handover.py --data ../shared/data/nuclei --minutes 10 --steps 500 --seeds 3
+  python benchmarks/record_handover.py [--minutes 1] [--steps 60] [--seeds 1] [--no-save]
+  python benchmarks/record_handover.py --data ../shared/data/nuclei --minutes 10 --steps 500 --seeds 3
 """
 
 from __future__ import annotations
