@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     hosts = hostfile.load(args.hostfile) if args.hostfile else ()
     recipes, configs = read_run_options(args, hostfile.world_size(hosts) or None)
+    from sam_ds.optim.schedule import batch_note
     from sam_ds.training import phases
 
     starts = phases.check(recipes)
@@ -104,6 +105,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"sam-ds: {fault}", file=sys.stderr)
     if findings.faults:
         return 2
+    for recipe, config in zip(recipes, configs, strict=True):
+        if note := batch_note(recipe, config.raw["train_batch_size"], config.source):
+            print(f"note: {note}")
     for start in starts:
         print(f"starting from {start}")
     for recipe, config in zip(recipes, configs, strict=True):

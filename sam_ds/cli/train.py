@@ -121,7 +121,7 @@ def config_names(args: argparse.Namespace, phases: int) -> list[str | None]:
 
 
 def read_run_options(args: argparse.Namespace, world: int | None = None) -> tuple[list[Any], list[Any]]:
-    """The recipes as ``read_recipes`` has them, and the DeepSpeed config of each.
+    """The recipes as ``read_recipes`` has them, and the DeepSpeed config of each, with every number of its batch.
 
     Args:
         world: the number of ranks (default: those there are).
@@ -143,16 +143,14 @@ def _config(name: str | None, world: int) -> Any:
     from sam_ds.config import deepspeed
 
     if name:
-        config = deepspeed.load(name)
-        config.check_world(world)
-        return config
+        return deepspeed.load(name).with_world(world)
     config = deepspeed.load(DEFAULT_CONFIG)
     # The default is made for two ranks: keep its batch on any number of them.
     batch = config.raw["train_batch_size"]
     share = config.micro_batch * world
     if batch % share:
         config.check_world(world)  # says what would fit
-    return dataclasses.replace(config, accumulation=batch // share)
+    return dataclasses.replace(config, accumulation=batch // share).with_world(world)
 
 
 def run(args: argparse.Namespace) -> int:

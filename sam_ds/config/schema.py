@@ -143,6 +143,7 @@ class ScheduleConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     steps: int = 90_000
+    made_for_batch: int = 0  # pictures a step that lr and all numbers of steps are meant for; 0: any
     log_every: int = 10
     eval_every: int = 1000  # 0: before and after the training only
     save_every: int = 1000  # 0: at the end only

@@ -122,6 +122,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "schedule.gamma": _CHANCE,
     "schedule.final": _CHANCE,
     "train.steps": (1, _INF),
+    "train.made_for_batch": (0, _INF),
     "train.log_every": (1, _INF),
     "train.eval_every": (0, _INF),
     "train.save_every": (0, _INF),

@@ -205,5 +205,5 @@ _CURVES = {  # a panel's title, and what its metrics' names begin with
     "average precision of the evaluation": "eval/ap",
     "learning rate": "lr",
     "gradient norm": "grad_norm",
-    "throughput, objects times rounds": "throughput/object_rounds_per_s",
+    "pictures a second": "throughput/images_per_s",
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from sam_ds.config.errors import UserError, nearest
-from sam_ds.config.schema import OptimConfig, ScheduleConfig
+from sam_ds.config.schema import OptimConfig, Recipe, ScheduleConfig
 
 Factor = Callable[[int], float]
 _LARGEST_LR = 0.1  # AdamW moves every weight by about the rate in each step, and weights are smaller than one
@@ -88,3 +88,17 @@ def peak_lr(optim: OptimConfig, batch: int) -> float:
             f"more than {_LARGEST_LR:g} trains nothing; name the batch that optim.lr is meant for, or 0"
         )
     return lr
+
+
+def batch_note(recipe: Recipe, batch: int, source: str) -> str:
+    """What its user should know of a training in steps of ``batch`` pictures, as the DeepSpeed config ``source`` has
+    them, with a recipe that is meant for others; "" of one that is not."""
+    meant = recipe.train.made_for_batch
+    if meant in (0, batch):
+        return ""
+    rate = "" if recipe.optim.lr_batch else f" and optim.lr={recipe.optim.lr:g}"
+    return (
+        f"{recipe.name} is made for {meant:,} pictures a step, and {source} has {batch:,}: "
+        f"train.steps={recipe.train.steps} sees {batch / meant:.0%} of the pictures. Change it, the steps in schedule"
+        f"{rate} to fit; train.made_for_batch={batch} says that they do"
+    )

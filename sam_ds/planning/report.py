@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_ds.config.schema import Recipe
-from sam_ds.optim.schedule import peak_lr
+from sam_ds.optim.schedule import batch_note, peak_lr
 from sam_ds.planning.advice import Advice
 from sam_ds.planning.machines import GIB
 from sam_ds.planning.plan import Plan, not_planned
@@ -31,6 +31,7 @@ def to_text(plan: Plan, advice: Sequence[Advice]) -> str:
         f"checkpointing {recipe.model.checkpointing}{_masks(recipe)}",
         f"  {plan.batch:,} pictures a step: {config.micro_batch} × {config.accumulation} × {plan.world}; learning rate "
         f"{peak_lr(recipe.optim, plan.batch):g}",
+        *([f"  note: {note}"] if (note := batch_note(recipe, plan.batch, config.source)) else []),
         "",
         f"Memory of a GPU, of {plan.gpu.memory / GIB:.1f} GiB",
         *_table(_memory(plan), GIB, "GiB", plan.gpu.memory),
@@ -68,6 +69,7 @@ def to_json(plan: Plan, advice: Sequence[Advice]) -> dict[str, Any]:
         "step_seconds": {name: round(seconds, 6) for name, seconds in plan.step_parts.items()},
         "parameters": plan.parameters,
         "learning_rate": peak_lr(plan.recipe.optim, plan.batch),
+        "note": batch_note(plan.recipe, plan.batch, plan.config.source),
         "checkpoint_bytes": plan.checkpoint_bytes,
         "kept_bytes": plan.kept_bytes,
         "advice": [{"change": x.text, **_figures(x.plan)} for x in advice],

@@ -50,7 +50,7 @@ def vitdet_b_coco() -> Recipe:
         data=_large_scale_jitter(),
         optim=OptimConfig(lr=1e-4, layer_decay=0.7),
         schedule=ScheduleConfig(kind="step", warmup_steps=250, milestones=(163_889, 177_546)),
-        train=TrainConfig(steps=184_375, log_every=50, eval_every=5000, save_every=1000),
+        train=TrainConfig(steps=184_375, made_for_batch=64, log_every=50, eval_every=5000, save_every=1000),
         eval=EvalConfig(batch=8),
     )
 
@@ -74,7 +74,7 @@ def vitdet_h_coco() -> Recipe:
         data=_large_scale_jitter(),
         optim=OptimConfig(lr=1e-4, layer_decay=0.9),
         schedule=ScheduleConfig(kind="step", warmup_steps=250, milestones=(122_916, 133_159)),
-        train=TrainConfig(steps=138_281, log_every=50, eval_every=5000, save_every=1000),
+        train=TrainConfig(steps=138_281, made_for_batch=64, log_every=50, eval_every=5000, save_every=1000),
         eval=EvalConfig(batch=8),
     )
 
@@ -107,7 +107,7 @@ def segment_ade20k_b() -> Recipe:
         ),
         optim=OptimConfig(lr=1e-4, weight_decay=0.05, layer_decay=0.65),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=1500),
-        train=TrainConfig(steps=160_000, log_every=50, eval_every=8000, save_every=1000),
+        train=TrainConfig(steps=160_000, made_for_batch=16, log_every=50, eval_every=8000, save_every=1000),
         eval=EvalConfig(batch=2),
     )
 

@@ -118,6 +118,6 @@ def _as_the_paper(name: str, preset: str) -> Recipe:
         mae=MaeConfig(mask_ratio=0.75, normalize_pixels=True),
         optim=OptimConfig(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=12_511, final=0.0),
-        train=TrainConfig(steps=500_456, eval_every=10_000, save_every=1000),
+        train=TrainConfig(steps=500_456, made_for_batch=4096, eval_every=10_000, save_every=1000),
         eval=EvalConfig(batch=32),
     )

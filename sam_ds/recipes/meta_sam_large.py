@@ -64,5 +64,5 @@ def meta_sam_large() -> Recipe:
         ),
         optim=OptimConfig(lr=lr, layer_decay=0.8, frozen_encoder_steps=5000),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=10_000, final=1e-6 / lr),
-        train=TrainConfig(steps=100_000, eval_every=2500, save_every=250),
+        train=TrainConfig(steps=100_000, made_for_batch=1024, eval_every=2500, save_every=250),
     )

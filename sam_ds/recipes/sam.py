@@ -46,7 +46,7 @@ def sam_vit_h() -> Recipe:
         data=DataConfig(workers=8),
         optim=OptimConfig(lr=8e-4, layer_decay=0.8),
         schedule=ScheduleConfig(kind="step", warmup_steps=250, milestones=(60_000, 86_666)),
-        train=TrainConfig(steps=90_000, eval_every=5000, save_every=1000),
+        train=TrainConfig(steps=90_000, made_for_batch=256, eval_every=5000, save_every=1000),
     )
 
 
@@ -69,7 +69,7 @@ def sam_vit_l() -> Recipe:
         data=DataConfig(workers=8),
         optim=OptimConfig(lr=4e-4, layer_decay=0.8),
         schedule=ScheduleConfig(kind="step", warmup_steps=250, milestones=(120_000, 173_333)),
-        train=TrainConfig(steps=180_000, eval_every=10_000, save_every=1000),
+        train=TrainConfig(steps=180_000, made_for_batch=128, eval_every=10_000, save_every=1000),
     )
 
 
@@ -91,7 +91,7 @@ def sam_vit_b() -> Recipe:
         data=DataConfig(workers=8),
         optim=OptimConfig(lr=8e-4, layer_decay=0.6),
         schedule=ScheduleConfig(kind="step", warmup_steps=250, milestones=(120_000, 173_333)),
-        train=TrainConfig(steps=180_000, eval_every=10_000, save_every=1000),
+        train=TrainConfig(steps=180_000, made_for_batch=128, eval_every=10_000, save_every=1000),
     )
 
 
@@ -128,5 +128,5 @@ def sam_vit_h_curriculum() -> Recipe:
         prompts=PromptConfig(point=0.5, box=0.3, mask=0.15, none=0.05, num_points=(0.4, 0.3, 0.15, 0.1, 0.05)),
         optim=OptimConfig(lr=8e-4, layer_decay=0.8, frozen_encoder_steps=1250),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=250, final=0.0),
-        train=TrainConfig(steps=22_500, eval_every=1250, save_every=250),
+        train=TrainConfig(steps=22_500, made_for_batch=1024, eval_every=1250, save_every=250),
     )

@@ -60,7 +60,7 @@ def vit_huge14_in21k() -> Recipe:
         classify=ClassifyConfig(num_classes=21_841),
         optim=OptimConfig(lr=1e-3, lr_batch=4096, weight_decay=0.03),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=10_000, final=0.0),
-        train=TrainConfig(steps=623_897, eval_every=20_000, save_every=1000),
+        train=TrainConfig(steps=623_897, made_for_batch=2048, eval_every=20_000, save_every=1000),
         eval=EvalConfig(batch=32),
     )
 
@@ -100,7 +100,7 @@ def vit_huge14_in1k_finetune() -> Recipe:
         classify=ClassifyConfig(num_classes=1000, label_smoothing=0.1, mixup=0.8, cutmix=1.0),
         optim=OptimConfig(lr=lr, lr_batch=256, weight_decay=0.05, layer_decay=0.75, ema_decay=0.9999),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=6256, final=1e-6 / (4 * lr)),
-        train=TrainConfig(steps=62_557, eval_every=2500, save_every=1000),
+        train=TrainConfig(steps=62_557, made_for_batch=1024, eval_every=2500, save_every=1000),
         eval=EvalConfig(batch=32),
     )
 

@@ -19,6 +19,7 @@ from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.modeling.handover import Handover
+from sam_ds.optim.schedule import batch_note
 from sam_ds.storage import checkpoints, remote
 from sam_ds.storage.remote import Mirror
 from sam_ds.tracking.environment import environment
@@ -159,6 +160,7 @@ def open_run(
         state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
         notes += distributed.on_main(lambda: _check_disk(folder, engine))
     tracker = _start_folder(folder, engine, source, state, start)
+    notes += filter(None, [batch_note(recipe, config.global_batch(distributed.world_size()), config.source)])
     progress = _open_progress(recipe, state, start, [*lost, *notes])
     return Run(
         recipe=recipe,

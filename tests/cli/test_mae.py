@@ -102,3 +102,11 @@ def test_check_passes_the_large_ones(name: str, repo_root: Path, capsys: pytest.
     hosts = str(repo_root / "hostfiles" / "a100x128.hostfile")
     assert main(["check", "--recipe", name, "--deepspeed_config", CONFIG, "--hostfile", hosts]) == 0
     assert "the settings hold together" in capsys.readouterr().out
+
+
+def test_check_says_that_a_pretraining_has_another_s_batch(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--deepspeed_config", "zero2_a100x128_batch1024.json"]
+    options += ["--hostfile", str(repo_root / "hostfiles" / "a100x128.hostfile")]
+    assert main(["check", "--recipe", "meta_sam_large", *options]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert len(notes) == 1 and "mae_meta_sam_large is made for 4,096 pictures a step" in notes[0]

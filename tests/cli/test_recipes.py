@@ -35,7 +35,18 @@ def test_a_data_sheet_gives_the_command_and_the_hardware(name: str) -> None:
 @pytest.mark.parametrize(("name", "epochs"), [("sam_vit_l", 2.06), ("sam_vit_h", 2.06), ("meta_sam_large", 9.2)])
 def test_the_lengths_are_what_the_sheets_say(name: str, epochs: float) -> None:
     sheet = RECIPES[name].__doc__ or ""
-    config = next(word.removeprefix("ds_configs/") for word in sheet.split() if word.startswith("ds_configs/"))
-    batch = deepspeed.load(config).raw["train_batch_size"]
+    batch = _batch(sheet)
     assert RECIPES[name]().train.steps * batch / 11_185_362 == pytest.approx(epochs, abs=0.05)
     assert f"{epochs} epochs" in sheet
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_sheet_s_config_has_the_batch_that_the_recipe_is_made_for(name: str) -> None:
+    sheet, meant = RECIPES[name].__doc__ or "", RECIPES[name]().train.made_for_batch
+    assert meant == (_batch(sheet) if "ds_configs/" in sheet else 0)
+
+
+def _batch(sheet: str) -> int:
+    """Of the config that a data sheet names; a pre-training's has another option."""
+    words = sheet.split()
+    return int(deepspeed.load(words[words.index("--deepspeed_config") + 1]).raw["train_batch_size"])

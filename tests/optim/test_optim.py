@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sam_ds.config.errors import UserError
-from sam_ds.config.schema import OptimConfig, ScheduleConfig
+from sam_ds.config.schema import OptimConfig, Recipe, ScheduleConfig, TrainConfig
 from sam_ds.optim.build import choose
 from sam_ds.optim.param_groups import decays, param_groups
-from sam_ds.optim.schedule import factor, peak_lr
+from sam_ds.optim.schedule import batch_note, factor, peak_lr
 
 TABLES = (
     "model.image_encoder.pos_embed",
@@ -145,3 +145,14 @@ def test_the_rate_grows_with_the_batch_it_is_meant_for() -> None:
     assert peak_lr(OptimConfig(lr=8e-4), 4096) == 8e-4
     with pytest.raises(UserError, match=r"is 0\.2048 for the 4096 of a step: more than 0\.1"):
         peak_lr(OptimConfig(lr=5e-5, lr_batch=1), 4096)
+
+
+def test_a_batch_that_a_recipe_is_not_made_for_is_told() -> None:
+    recipe = Recipe("mine", optim=OptimConfig(lr=1e-4), train=TrainConfig(steps=1000, made_for_batch=256))
+    assert batch_note(recipe, 256, "own.json") == ""
+    note = batch_note(recipe, 64, "own.json")
+    assert "made for 256 pictures a step, and own.json has 64: train.steps=1000 sees 25% of the pictures" in note
+    assert "optim.lr=0.0001" in note
+    follows = Recipe("mine", optim=OptimConfig(lr=1e-4, lr_batch=256), train=TrainConfig(made_for_batch=256))
+    assert "optim.lr" not in batch_note(follows, 64, "own.json"), "its rate grows with the batch"
+    assert batch_note(Recipe("any"), 64, "own.json") == ""
