@@ -32,7 +32,7 @@ from sam_ds.config.schema import DataConfig, Recipe, TransformConfig
 from sam_ds.data.crops import random_resized_crop
 from sam_ds.data.imagenet import open_pictures
 from sam_ds.data.picture_loader import PictureTrainLoader
-from sam_ds.data.sampler import Sampler
+from sam_ds.data.sampler import Sampler, Share
 
 SIDE = 224
 TRANSFORMS = TransformConfig(flip=0.5, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3))
@@ -82,7 +82,7 @@ def measure(folder: Path, files: list[Path], repeats: int) -> dict[str, float]:
     """Seconds of each case for all the pictures."""
     index, positions = open_pictures(folder), list(range(len(files)))
     recipe = Recipe("bench", data=DataConfig(workers=0, transforms=TRANSFORMS))
-    loader = PictureTrainLoader(index, recipe, SIDE, len(files), 1, 0, 1, None)
+    loader = PictureTrainLoader(index, recipe, SIDE, Share(len(files), 1, 0, 1), None)
     sampler = Sampler(len(index), recipe.seed)
     samples = [sampler.sample(position) for position in positions]
     paths = [Path(index.name(sample)) for sample in samples]

@@ -22,6 +22,7 @@ from sam_ds.engine.engine import Engine
 from sam_ds.modeling.presets import PRESETS, SamConfig
 from sam_ds.ops.choice import VARIABLE
 from sam_ds.tasks.segment_images import SegmentImages
+from sam_ds.training.splits import own_share
 
 
 def main(settings_path: str, result_path: str) -> None:
@@ -35,8 +36,7 @@ def main(settings_path: str, result_path: str) -> None:
     image_size = PRESETS[recipe.model.preset].image_size
     engine = Engine(SegmentImages, recipe, config)
     index = open_index(settings["data"])
-    rank, world = distributed.rank(), distributed.world_size()
-    loader = TrainLoader(index, recipe, image_size, config.micro_batch, config.accumulation, rank, world, None)
+    loader = TrainLoader(index, recipe, image_size, own_share(config), None)
     parameters = sum(p.numel() for p in engine.task.parameters())
     stream = loader.steps(0)
     distributed.barrier()

@@ -25,8 +25,7 @@ class TrainLoader(TrainStream[SegmentBatch]):
 
     Args:
         image_size: side of the model's input.
-        micro_batch: pictures a rank takes at once.
-        accumulation: micro-batches of one optimizer step.
+        share: what the rank takes.
         quarantine: the file that bad pictures are appended to, or None.
     """
 
@@ -35,10 +34,7 @@ class TrainLoader(TrainStream[SegmentBatch]):
         index: Index,
         recipe: Recipe,
         image_size: int,
-        micro_batch: int,
-        accumulation: int,
-        rank: int,
-        world: int,
+        share: Share,
         quarantine: Path | None,
     ) -> None:
         stages = curriculum.stages(recipe)
@@ -47,7 +43,7 @@ class TrainLoader(TrainStream[SegmentBatch]):
         makers = [SampleMaker(index, stage.data, image_size, recipe.seed, reader) for _, stage in stages]
         super().__init__(
             _Drawn(makers),
-            Share(micro_batch, accumulation, rank, world),
+            share,
             recipe.data.workers,
             Quarantine(quarantine, recipe.data.bad_budget, len(index)),
         )

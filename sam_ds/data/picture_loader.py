@@ -31,8 +31,7 @@ class PictureTrainLoader(TrainStream[PictureBatch]):
 
     Args:
         side: of the model's input.
-        micro_batch: pictures a rank takes at once.
-        accumulation: micro-batches of one optimizer step.
+        share: what the rank takes.
         quarantine: the file that bad pictures are appended to, or None.
     """
 
@@ -41,15 +40,12 @@ class PictureTrainLoader(TrainStream[PictureBatch]):
         index: PictureIndex,
         recipe: Recipe,
         side: int,
-        micro_batch: int,
-        accumulation: int,
-        rank: int,
-        world: int,
+        share: Share,
         quarantine: Path | None,
     ) -> None:
         super().__init__(
             _Drawn(index, recipe.data, side, recipe.seed),
-            Share(micro_batch, accumulation, rank, world),
+            share,
             recipe.data.workers,
             Quarantine(quarantine, recipe.data.bad_budget, len(index)),
         )

@@ -18,7 +18,6 @@ from sam_ds.config.schema import Recipe
 from sam_ds.data.annotated import eval_stream, train_stream
 from sam_ds.data.boxes import BoxMaker
 from sam_ds.data.coco import CocoSet, open_coco_splits
-from sam_ds.data.sampler import Share
 from sam_ds.data.stream import TrainStream
 from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
@@ -27,7 +26,7 @@ from sam_ds.evaluation import coco
 from sam_ds.evaluation.galleries import BoxGallery
 from sam_ds.modeling.feature_pyramid import DETECTION_SCALES
 from sam_ds.modeling.presets import sam_config
-from sam_ds.training.splits import SplitsKit
+from sam_ds.training.splits import SplitsKit, own_share
 from sam_ds.types import BoxBatch
 
 RESULTS = "boxes.json"  # what an evaluation found, in COCO's format of results, beside its pictures
@@ -65,8 +64,7 @@ class DetectObjectsKit(SplitsKit[CocoSet]):
         pictures = self.splits[0]
         _check_classes(pictures, recipe)
         maker = BoxMaker(pictures, recipe.data, _side(recipe), recipe.seed)
-        share = Share(config.micro_batch, config.accumulation, distributed.rank(), distributed.world_size())
-        return train_stream(maker, recipe, share, quarantine)
+        return train_stream(maker, recipe, own_share(config), quarantine)
 
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """None: no rule without learning finds boxes that COCO's evaluation would count."""

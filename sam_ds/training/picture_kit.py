@@ -15,7 +15,7 @@ from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
 from sam_ds.engine.watchdog import watchdog
 from sam_ds.modeling.presets import vit_config
-from sam_ds.training.splits import SplitsKit
+from sam_ds.training.splits import SplitsKit, own_share
 from sam_ds.types import PictureBatch
 
 
@@ -27,16 +27,8 @@ class PictureKit(SplitsKit[PictureIndex]):
         self._splits = open_picture_splits(data, tell, val)
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> PictureTrainLoader:
-        return PictureTrainLoader(
-            self.splits[0],
-            recipe,
-            vit_config(recipe.model.preset).image_size,
-            config.micro_batch,
-            config.accumulation,
-            distributed.rank(),
-            distributed.world_size(),
-            quarantine,
-        )
+        side = vit_config(recipe.model.preset).image_size
+        return PictureTrainLoader(self.splits[0], recipe, side, own_share(config), quarantine)
 
     def eval_batches(self, recipe: Recipe) -> Iterator[PictureBatch]:
         """This rank's part of the pictures to evaluate on, until a rank is asked to stop."""

@@ -16,7 +16,6 @@ from sam_ds.config.schema import Recipe
 from sam_ds.data.annotated import eval_stream, train_stream
 from sam_ds.data.class_maps import ClassMapSet, LabelMaker, open_class_map_splits
 from sam_ds.data.files import BadSampleError
-from sam_ds.data.sampler import Share
 from sam_ds.data.stream import TrainStream
 from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
@@ -26,7 +25,7 @@ from sam_ds.evaluation.class_maps import OneClass, PixelSums
 from sam_ds.evaluation.galleries import ClassGallery
 from sam_ds.modeling.presets import sam_config
 from sam_ds.tasks.segment_classes import SegmentClasses
-from sam_ds.training.splits import SplitsKit
+from sam_ds.training.splits import SplitsKit, own_share
 from sam_ds.types import UNLABELLED, LabelBatch
 
 _COUNTED = 200  # label maps that the commonest class is looked for in
@@ -51,8 +50,7 @@ class SegmentClassesKit(SplitsKit[ClassMapSet]):
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainStream[LabelBatch]:
         maker = LabelMaker(self.splits[0], recipe.classes.num_classes, recipe.data, _side(recipe), recipe.seed)
-        share = Share(config.micro_batch, config.accumulation, distributed.rank(), distributed.world_size())
-        return train_stream(maker, recipe, share, quarantine)
+        return train_stream(maker, recipe, own_share(config), quarantine)
 
     def baselines(self, recipe: Recipe, device: torch.device) -> dict[str, dict[str, float]]:
         """The class that most pixels of the training pictures have, everywhere."""

@@ -21,7 +21,7 @@ from sam_ds.evaluation.baseline import AREA_PICTURES, DiscBaseline, mean_area_fr
 from sam_ds.evaluation.pictures import Gallery
 from sam_ds.modeling.presets import sam_config
 from sam_ds.tasks.segment_images import SegmentImages, check_crops
-from sam_ds.training.splits import SplitsKit
+from sam_ds.training.splits import SplitsKit, own_share
 from sam_ds.types import MaskRuns, SegmentBatch
 
 
@@ -43,16 +43,8 @@ class SegmentImagesKit(SplitsKit[Index]):
         self._splits = (open_index(data, tell), open_index(val, tell)) if val else open_splits(data, tell)
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainLoader:
-        return TrainLoader(
-            self.splits[0],
-            recipe,
-            sam_config(recipe.model.preset).image_size,
-            config.micro_batch,
-            config.accumulation,
-            distributed.rank(),
-            distributed.world_size(),
-            quarantine,
-        )
+        side = sam_config(recipe.model.preset).image_size
+        return TrainLoader(self.splits[0], recipe, side, own_share(config), quarantine)
 
     def rounds(self, recipe: Recipe, step: int) -> int:
         return curriculum.at(recipe, step).prompts.rounds

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
+from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
+from sam_ds.data.sampler import Share
+from sam_ds.engine import distributed
 
 
 class _Set(Protocol):
@@ -34,3 +37,8 @@ class SplitsKit(Generic[SetT]):
     def rounds(self, recipe: Recipe, step: int) -> int:
         """One, where there are no rounds."""
         return 1
+
+
+def own_share(config: DeepSpeedConfig) -> Share:
+    """What this rank takes of every global batch."""
+    return Share(config.micro_batch, config.accumulation, distributed.rank(), distributed.world_size())

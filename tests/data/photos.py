@@ -13,6 +13,7 @@ from PIL import Image
 from sam_ds.config.schema import DataConfig, Recipe, TransformConfig
 from sam_ds.data.imagenet import PictureIndex, open_pictures
 from sam_ds.data.picture_loader import PictureTrainLoader
+from sam_ds.data.sampler import Share
 
 SIDE = 32
 CROPS = TransformConfig(flip=0.5, area=(0.2, 1.0), aspect=(0.75, 4 / 3), brightness=0.2, hue=0.1)
@@ -62,7 +63,7 @@ def train_loader(
     where: Path | PictureIndex, data: DataConfig = DATA, rank: int = 0, world: int = 1, record: Path | None = None
 ) -> PictureTrainLoader:
     index = where if isinstance(where, PictureIndex) else open_pictures(where)
-    return PictureTrainLoader(index, Recipe("t", seed=5, data=data), SIDE, 4 // world, 2, rank, world, record)
+    return PictureTrainLoader(index, Recipe("t", seed=5, data=data), SIDE, Share(4 // world, 2, rank, world), record)
 
 
 def stream_of(loader: PictureTrainLoader, start: int, steps: int) -> dict[int, tuple[int, int, bytes]]:

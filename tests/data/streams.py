@@ -8,6 +8,7 @@ from pathlib import Path
 from sam_ds.config.schema import DataConfig, Recipe
 from sam_ds.data.index import Index, open_index
 from sam_ds.data.loader import TrainLoader
+from sam_ds.data.sampler import Share
 from sam_ds.types import SegmentBatch
 
 SIDE = 48
@@ -18,7 +19,7 @@ def train_loader(
     where: Path | Index, data: DataConfig = DATA, rank: int = 0, world: int = 1, record: Path | None = None
 ):
     index = where if isinstance(where, Index) else open_index(where)
-    return TrainLoader(index, Recipe("t", seed=5, data=data), SIDE, 4 // world, 1, rank, world, record)
+    return TrainLoader(index, Recipe("t", seed=5, data=data), SIDE, Share(4 // world, 1, rank, world), record)
 
 
 def content_of(batch: SegmentBatch) -> tuple[list[int], bytes, bytes]:

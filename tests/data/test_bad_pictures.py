@@ -22,6 +22,7 @@ from sam_ds.data import reader
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import EvalLoader, TrainLoader
 from sam_ds.data.reader import BadSampleError, decode
+from sam_ds.data.sampler import Share
 
 DATA = DataConfig(workers=0, max_masks=4)
 SIDE = 48
@@ -144,7 +145,7 @@ def _name(value: object) -> str:
 
 
 def _loader(index, quarantine: Path | None, data: DataConfig = DATA) -> TrainLoader:
-    return TrainLoader(index, Recipe("t", data=data), SIDE, 4, 3, 0, 1, quarantine)
+    return TrainLoader(index, Recipe("t", data=data), SIDE, Share(4, 3, 0, 1), quarantine)
 
 
 @pytest.mark.parametrize(("fault", "workers"), [*((fault, 0) for fault in FAULTS), (_cut_jpeg, 2)], ids=_name)
@@ -177,7 +178,7 @@ def test_budget_may_be_large(loose: Path) -> None:
     index = open_index(loose)
     for picture in range(1, 12):
         _no_masks(loose, picture)
-    loader = TrainLoader(index, Recipe("t", seed=3, data=replace(DATA, bad_budget=1.0)), SIDE, 1, 1, 0, 1, None)
+    loader = TrainLoader(index, Recipe("t", seed=3, data=replace(DATA, bad_budget=1.0)), SIDE, Share(1, 1, 0, 1), None)
     with pytest.raises(UserError, match=r"16 pictures in a row are bad; the last: .*it has no masks"):
         list(islice(loader.steps(0), 200))
 

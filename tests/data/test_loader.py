@@ -20,6 +20,7 @@ from sam_ds.config.errors import UserError
 from sam_ds.config.schema import CurriculumConfig, DataConfig, EvalConfig, Recipe, TransformConfig
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import EvalLoader, TrainLoader
+from sam_ds.data.sampler import Share
 from sam_ds.ops.rasterize import rasterize
 from sam_ds.types import SegmentBatch
 
@@ -32,8 +33,10 @@ DATA = DataConfig(
 
 
 def _train(folder: Path, rank: int = 0, world: int = 1, data: DataConfig = DATA, **changes) -> TrainLoader:
-    options = {"micro_batch": 2, "accumulation": 4 // world, "quarantine": None, **changes}
-    return TrainLoader(open_index(folder), Recipe("t", seed=5, data=data), SIDE, rank=rank, world=world, **options)
+    options = {"micro_batch": 2, "accumulation": 4 // world, **changes}
+    return TrainLoader(
+        open_index(folder), Recipe("t", seed=5, data=data), SIDE, Share(rank=rank, world=world, **options), None
+    )
 
 
 def _tensors(batch) -> Iterator[tuple[str, torch.Tensor]]:
@@ -77,8 +80,9 @@ def test_leaving_in_the_middle_ends_the_workers(drawn: Path) -> None:
 from sam_ds.config.schema import DataConfig, Recipe
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import TrainLoader
+from sam_ds.data.sampler import Share
 recipe, index = Recipe("t", data=DataConfig(workers=2)), open_index({str(drawn / "train")!r})
-loader = TrainLoader(index, recipe, {SIDE}, micro_batch=2, accumulation=1, rank=0, world=1, quarantine=None)
+loader = TrainLoader(index, recipe, {SIDE}, Share(2, 1, 0, 1), None)
 steps = loader.steps(0)
 next(steps)
 """
@@ -188,7 +192,7 @@ def test_masks_are_drawn_evenly(drawn: Path) -> None:
 
 def test_stages_share_open_files(drawn: Path) -> None:
     recipe = Recipe("t", data=DATA, curriculum=CurriculumConfig(parts=(0.5, 0.5), max_masks=(1, 2)))
-    make = TrainLoader(open_index(drawn / "train"), recipe, SIDE, 2, 1, 0, 1, None)._make
+    make = TrainLoader(open_index(drawn / "train"), recipe, SIDE, Share(2, 1, 0, 1), None)._make
     for makers in (make.makers, pickle.loads(pickle.dumps(make)).makers):
         assert len(makers) == 2 and makers[0].reader is makers[1].reader
 
@@ -229,7 +233,7 @@ def test_real_pictures(data_dir: Path) -> None:
         index = open_index(data_dir / name / "val")
         batches = list(EvalLoader(index, DataConfig(workers=0), 128, EvalConfig(batch=8, max_pictures=8), 0, 1))
         assert sum(len(b.runs) for b in batches) > 8
-        micros = next(TrainLoader(index, Recipe("t", data=DATA), 128, 4, 1, 0, 1, None).steps(0))
+        micros = next(TrainLoader(index, Recipe("t", data=DATA), 128, Share(4, 1, 0, 1), None).steps(0))
         assert len(micros[0].runs) > 0
 
 

@@ -18,6 +18,7 @@ from sam_ds.data.files import BadSampleError
 from sam_ds.data.imagenet import open_pictures
 from sam_ds.data.picture_loader import PictureEvalLoader, PictureTrainLoader
 from sam_ds.data.pictures import open_picture
+from sam_ds.data.sampler import Share
 from tests.data.photos import encode, jpeg, write
 
 SIDES = (24, 40)  # height, width
@@ -259,7 +260,7 @@ def test_a_training_view_is_its_crop(tmp_path) -> None:
     content = jpeg(3, (60, 80))
     index = open_pictures(write(tmp_path, {"1.png": encode(Image.open(io.BytesIO(content)), "PNG")}))
     data = DataConfig(workers=0, transforms=TransformConfig(flip=0.5, area=(0.3, 1.0), aspect=(0.75, 4 / 3)))
-    loader = PictureTrainLoader(index, Recipe("t", seed=2, data=data), 32, 8, 1, 0, 1, None)
+    loader = PictureTrainLoader(index, Recipe("t", seed=2, data=data), 32, Share(8, 1, 0, 1), None)
     (batch,) = next(loader.steps(0))
     mirrored = set()
     with Image.open(io.BytesIO(content)) as picture:

@@ -168,8 +168,9 @@ import multiprocessing, time
 from sam_ds.config.schema import DataConfig, Recipe
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import TrainLoader
+from sam_ds.data.sampler import Share
 recipe, index = Recipe("t", data=DataConfig(workers=2)), open_index({str(drawn / "train")!r})
-loaders = [TrainLoader(index, recipe, {SIDE}, 2, 1, 0, 1, None).steps(0) for _ in range(2)]
+loaders = [TrainLoader(index, recipe, {SIDE}, Share(2, 1, 0, 1), None).steps(0) for _ in range(2)]
 for steps in loaders:
     next(steps)
 print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
@@ -227,11 +228,12 @@ from itertools import islice
 from sam_ds.config.schema import DataConfig, Recipe
 from sam_ds.data.index import open_index
 from sam_ds.data.loader import TrainLoader
+from sam_ds.data.sampler import Share
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     recipe, index = Recipe("t", data=DataConfig(workers=1)), open_index({str(drawn / "train")!r})
-    for batches in islice(TrainLoader(index, recipe, {SIDE}, 2, 1, 0, 1, None).steps(0), 3):
+    for batches in islice(TrainLoader(index, recipe, {SIDE}, Share(2, 1, 0, 1), None).steps(0), 3):
         print(*batches[0].positions.tolist())
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)

@@ -18,6 +18,7 @@ from sam_ds.config import deepspeed as ds_config
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import ClassifyConfig, CurriculumConfig, PromptConfig, Recipe
 from sam_ds.data.loader import TrainLoader
+from sam_ds.data.sampler import Share
 from sam_ds.engine import distributed
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.gradients import compare_gradients
@@ -186,7 +187,7 @@ def global_batches(folder: Path, data: str, accumulation: int) -> Any:
     kit, recipe = tasks.kit("segment_images"), tiny()
     kit.open_data(data, None)
     world, rank = distributed.world_size(), distributed.rank()
-    loader = TrainLoader(kit.splits[0], recipe, 64, 2, accumulation, rank, world, None)
+    loader = TrainLoader(kit.splits[0], recipe, 64, Share(2, accumulation, rank, world), None)
     seen = []
     for _, batches in zip(range(3), loader.steps(0), strict=False):
         mine = [
