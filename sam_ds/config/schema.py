@@ -98,6 +98,7 @@ class MaeConfig:
 class ClassifyConfig:
     num_classes: int = 1000
     label_smoothing: float = 0.0
+    # The other picture is a neighbour in the rank's micro-batch: on another number of ranks it is another picture.
     mixup: float = 0.0  # alpha of the Beta distribution that two pictures are mixed by; 0: never
     cutmix: float = 0.0  # alpha of the Beta distribution of the area that is cut from another picture; 0: never
 

@@ -14,7 +14,9 @@ _KIND, _SHARE, _CENTRE = 2100, 2101, 2102  # salts, apart from those of other dr
 def mix(images: Tensor, keys: Tensor, config: ClassifyConfig) -> tuple[Tensor, Tensor]:
     """Mix every picture with the one before it in the batch (the first with the last).
 
-    Where both kinds are wanted, a picture gets either with equal chance.
+    Where both kinds are wanted, a picture gets either with equal chance. What is drawn for a picture, the kind, the
+    share and the place, is the same on any number of ranks. The other picture is not: it is the neighbour in this
+    rank's micro-batch, so another number of ranks or another micro-batch mixes a picture with another.
 
     Args:
         images: float [B, 3, S, S].
