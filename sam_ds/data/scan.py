@@ -179,6 +179,8 @@ def _read_tar(root: Path, tar: str, shard: int, reads: tuple[str, ...], findings
                 if leads_outside(name):
                     findings.append(Finding("outside", tar, f"{member.name} leads out of the folder; it is left out"))
                     continue
+                if _is_hidden(name):
+                    continue
                 place.files.append((name, member.offset, member.size))
                 if reads and name.endswith(reads) and member.size <= _MOST_TEXT:
                     place.texts[name] = os.pread(file.fileno(), member.size, member.offset)
@@ -219,8 +221,13 @@ def _names(tar: str) -> list[str]:
     """Of the members, up to the first damage."""
     names: list[str] = []
     with suppress(DamagedTarError, OSError):
-        names.extend(member.name for member in members(tar))
+        names.extend(member.name for member in members(tar) if not _is_hidden(os.path.normpath(member.name)))
     return names
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member, or a folder on the way to it, is one that ``walk`` would leave out; ``name`` is normal."""
+    return "/." in f"/{name}"
 
 
 def leads_outside(name: str) -> bool:

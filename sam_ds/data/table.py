@@ -27,7 +27,7 @@ import numpy.typing as npt
 from sam_ds.config.errors import UserError
 from sam_ds.data.scan import Finding, Gather, leads_outside, name_hashes, scan
 
-FORMAT = 1
+FORMAT = 2  # raised too when other samples of the same files are taken
 # What comes of reading an index that is not one, the second line of NumPy's headers.
 _BROKEN = (
     *(OSError, ValueError, KeyError, TypeError, RecursionError),
