@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from sam_ds.config.errors import UserError
 from sam_ds.data.files import BadSampleError
-from sam_ds.data.scan import LOOSE, PICTURES, Finding, Place, without_repeats
+from sam_ds.data.scan import LOOSE, Finding, Place, is_picture, without_repeats
 from sam_ds.data.table import Kind, Table, open_halves, open_table
 
 NO_CLASS = -1
@@ -57,7 +57,7 @@ class Pictures:
         """A row a picture, its label the place of its class in ``_classes``."""
         own_class = None if place.shard == LOOSE else _class_of_tar(place.name)
         rows = []
-        for name, offset, size in without_repeats(place, PICTURES, findings):
+        for name, offset, size in without_repeats(place, is_picture, findings):
             folder, inside, _ = name.partition("/")
             said = place.texts.get(f"{os.path.splitext(name)[0]}.cls", b"").decode("utf-8", "replace").strip()
             picture_class = folder if inside else said or own_class

@@ -18,8 +18,7 @@ from sam_ds.data.tar import DamagedTarError, members
 
 LOOSE = -1  # the shard of a sample in loose files
 _MOST_TEXT = 256  # bytes of a file that says a class
-_LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-PICTURES = (*_LOWER, *(extension.upper() for extension in _LOWER))  # extensions of files that are looked into
+_PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Pairs:
     def rows(self, place: Place, findings: list[Finding]) -> npt.NDArray[np.void]:
         """The rows of a place's whole pairs."""
         pairs: dict[str, dict[str, tuple[int, int]]] = {}
-        for name, offset, size in without_repeats(place, (".jpg", ".json"), findings):
+        for name, offset, size in without_repeats(place, lambda name: name.endswith((".jpg", ".json")), findings):
             stem, extension = os.path.splitext(name)
             pairs.setdefault(stem, {})[extension] = (offset, size)
         rows = []
@@ -191,13 +190,18 @@ def _read_tar(root: Path, tar: str, shard: int, reads: tuple[str, ...], findings
     return place
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture, however that is spelt: .jpg, .JPG, .Jpg."""
+    return name.lower().endswith(_PICTURES)
+
+
 def without_repeats(
-    place: Place, extensions: tuple[str, ...], findings: list[Finding]
+    place: Place, wanted: Callable[[str], bool], findings: list[Finding]
 ) -> Iterator[tuple[str, int, int]]:
-    """The files with one of the extensions, the first of each name."""
+    """The files whose names are wanted, the first of each name."""
     seen: set[str] = set()
     for name, offset, size in place.files:
-        if os.path.splitext(name)[1] not in extensions:
+        if not wanted(name):
             continue
         if name in seen:
             findings.append(Finding("duplicate", place.name, f"{name} is there twice; the first one is used"))
@@ -211,8 +215,8 @@ def has_pairs(root: str | Path) -> bool:
     for folder, files, _ in walk(Path(root).expanduser()):
         tars = (os.path.join(root, folder, file) for file in files if file.endswith(".tar"))
         for names in itertools.chain([files], map(_names, tars)):
-            kinds = {os.path.splitext(name)[1] for name in names}
-            if not kinds.isdisjoint(PICTURES):
+            if any(map(is_picture, names)):
+                kinds = {os.path.splitext(name)[1] for name in names}
                 return ".json" in kinds and ".cls" not in kinds  # a file with the class: ImageNet's as a WebDataset
     return False
 

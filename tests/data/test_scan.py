@@ -9,6 +9,7 @@ import pytest
 
 from sam_ds.data.imagenet import PictureIndex, open_pictures
 from sam_ds.data.index import Index, open_index
+from sam_ds.data.pictures import PictureReader
 from sam_ds.data.scan import has_pairs
 from sam_ds.data.table import Table, build_table
 from tests.data.photos import jpeg, pack, write
@@ -33,6 +34,17 @@ def test_hidden_pictures_do_not_say_of_which_kind_a_tar_is(tmp_path: Path) -> No
     pack(tmp_path / "0.tar", {"./._sa_1.jpg": b"x"})
     pack(tmp_path / "1.tar", {"./sa_1.jpg": jpeg(1), "./sa_1.json": b"{}"})
     assert has_pairs(tmp_path)
+
+
+def test_pictures_are_found_however_their_extension_is_spelt(tmp_path: Path) -> None:
+    kinds = ("jpg", "JPG", "Jpg", "JPEG", "jpeg", "jfif", "JFIF", "pNg", "tif", "TIFF", "webp", "bmp", "GIF")
+    contents = {f"n01/{place}.{kind}": jpeg(place) for place, kind in enumerate(kinds)}
+    others = dict.fromkeys(("n01/jpg", "n01/1.jpg.txt", "n01/1.svg"), b"x")
+    write(tmp_path / "loose", contents | others)
+    pack(tmp_path / "tars" / "0000.tar", contents | others)
+    for index in (open_pictures(tmp_path / "loose"), open_pictures(tmp_path / "tars")):
+        reader = PictureReader(index)
+        assert {reader.read(sample)[0] for sample in range(len(index))} == set(contents.values())
 
 
 @pytest.mark.parametrize("opened", [open_index, open_pictures])
