@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,8 +36,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
 
 
-def load_model(source: Path, recipe: str | None, preset: str | None, settings: Sequence[str], raw: bool) -> Loaded:
+def load_whole(model: Any, weights: Path) -> None:
+    """Raises UserError unless the file has all of the model's weights and no others."""
+    from sam_ds.modeling.convert import load_weights
+
+    load_weights(model, weights)
+
+
+def load_model(
+    source: Path,
+    recipe: str | None,
+    preset: str | None,
+    settings: Sequence[str],
+    raw: bool,
+    load: Callable[[Any, Path], None] = load_whole,
+) -> Loaded:
     """A model with the weights of a checkpoint, of a run's newest one, or of a .pth or .safetensors file.
+
+    Args:
+        load: gives the model what it needs of the file.
 
     Raises:
         UserError: there are no such weights, they are another model's, or nothing says which model they are.
@@ -45,7 +62,6 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
     from sam_ds import recipes
     from sam_ds.config import overrides
     from sam_ds.config.schema import ModelConfig, Recipe
-    from sam_ds.modeling.convert import load_weights
     from sam_ds.storage.weights import find_weights
 
     if source.is_dir():
@@ -63,7 +79,7 @@ def load_model(source: Path, recipe: str | None, preset: str | None, settings: S
         raise UserError(f"{source} holds weights only: say which model they are with --recipe NAME or --preset vit_b")
     found = overrides.apply(found, settings)
     model = build_model(replace(found, model=replace(found.model, init="")))
-    load_weights(model, weights)
+    load(model, weights)
     return Loaded(model, found, weights)
 
 

@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="measure an encoder by neighbours and by a linear layer on its features",
         description="Tell the classes of pictures from what a trained encoder makes of them, without training it: by "
         "the 20 nearest pictures (DINO's rule) and by logistic regression. The encoder is that of masked autoencoding, "
-        "of a classifier or of SAM.",
+        "of a classifier or of SAM; a file may hold it alone.",
         epilog=_EXAMPLE,
     )
     parser.add_argument("checkpoint", type=Path, help="a run folder, a checkpoint, or a .pth or .safetensors file")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     splits = open_picture_splits(args.data, val=args.val)
     need_classes(*splits)
-    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw)
+    loaded = load_model(args.checkpoint, args.recipe, args.preset, args.set, args.raw, _load_encoder)
     models = {"untrained, ": _untrained(loaded)} if args.untrained else {}
     columns: dict[str, dict[str, float]] = {}
     for title, model in (models | {"": loaded.model}).items():
@@ -71,6 +71,15 @@ def run(args: argparse.Namespace) -> int:
         columns |= {title + rule: found for rule, found in probe(train, val, len(splits[0].classes)).items()}
     print(json.dumps(columns, indent=1) if args.json else class_table(columns))
     return 0
+
+
+def _load_encoder(model: Any, weights: Path) -> None:
+    """All that features come from; says what else there is or is not."""
+    from sam_ds.evaluation.probe import load_encoder
+
+    handover = load_encoder(model, str(weights))
+    if handover.resized or handover.new or handover.left:
+        print(handover, file=sys.stderr)  # --json has the output
 
 
 def _untrained(loaded: Loaded) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sam_ds.config.errors import UserError
 from sam_ds.evaluation.classes import ClassSums
+from sam_ds.modeling.handover import Handover, load_start
 from sam_ds.modeling.plain_vit import PlainVit, normalize
 from sam_ds.modeling.sam.image_encoder import Trunk
 from sam_ds.types import PictureBatch
@@ -23,11 +24,26 @@ from sam_ds.types import PictureBatch
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 _AT_ONCE = 1024  # pictures whose neighbours are looked for together
 _STEPS = 1000  # of the linear layer's fit, at most
+_NEEDED = {"cls_token", "norm"}  # of a plain ViT: a start may lack them, but features hang on them
 
 
 class Features(NamedTuple):
     values: Tensor  # float32 [n, D]
     labels: Tensor  # int64 [n]
+
+
+def load_encoder(model: Any, path: str) -> Handover:
+    """Give a model the encoder of a file, as MAE's release has it with or without its decoder.
+
+    What else the file lacks, a decoder, a neck or a head, is not asked for features and stays as it was drawn.
+
+    Raises:
+        UserError: as ``load_start``, or the file lacks some of the encoder.
+    """
+    handover = load_start(model, path)
+    if missing := [name for name in handover.new if name.split(".")[0] in _NEEDED]:
+        raise UserError(f"{path} lacks {missing[0]}, which features hang on: give a file of the whole encoder")
+    return handover
 
 
 @torch.no_grad()

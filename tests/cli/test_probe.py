@@ -14,8 +14,9 @@ from PIL import Image
 from sam_ds import recipes
 from sam_ds.cli.main import main
 from sam_ds.config import recipe_file
-from sam_ds.modeling.convert import save_weights
-from sam_ds.modeling.presets import build_mae
+from sam_ds.config.schema import ModelConfig
+from sam_ds.modeling.convert import read_weights, save_weights
+from sam_ds.modeling.presets import build_mae, build_sam
 from tests.cli.test_bad_input import fails
 from tests.data.photos import encode, write
 from tests.storage.cases import complete
@@ -73,6 +74,26 @@ def test_a_table_for_people_and_fewer_pictures(
     assert main(["probe", str(encoder), *map(str, arguments), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "20 neighbours" in lines[0] and "linear layer" in lines[0] and lines[1].startswith("top-1, %")
+
+
+def test_an_encoder_alone_is_enough(
+    encoder: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MAE's release for fine-tuning has no decoder, and is a .pth."""
+    whole = read_weights(encoder / "checkpoints" / "step_00000010" / "weights.safetensors")
+    alone = {name: weight for name, weight in whole.items() if not name.startswith(("decoder_", "mask_token"))}
+    path = tmp_path / "mae_pretrain.pth"
+    torch.save({"model": alone}, path)
+    asked = ["probe", path, "--recipe", "mae_tiny", "--data", colours, "--set", "data.workers=0", "--device", "cpu"]
+    assert main([*map(str, asked), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == probed(capsys, encoder, "--data", colours)
+    assert said.err.startswith(f"{path}: {len(alone)} weights taken, ") and "decoder_blocks" in said.err
+    for name in ("norm.bias", "cls_token"):
+        torch.save({other: weight for other, weight in alone.items() if other != name}, path)
+        assert f"{path} lacks {name}" in fails(capsys, *asked)
+    save_weights(build_sam(ModelConfig(preset="tiny_256")).state_dict(), tmp_path / "sam.pth")
+    assert "holds SAM's encoder" in fails(capsys, "probe", tmp_path / "sam.pth", *asked[2:])
 
 
 def test_mistakes(encoder: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
