@@ -107,6 +107,10 @@ def read_recipes(args: argparse.Namespace) -> list[Any]:
         first = overrides.apply(recipes.get(recipe.pretrain), args.pretrain_set, "--pretrain_set")
         if first.pretrain:
             raise UserError(f"pretrain={first.name}: it has a pretrain itself; name a recipe that has none")
+        if recipe.train.mirror and first.train.mirror == recipe.train.mirror:
+            raise UserError(
+                f"train.mirror={recipe.train.mirror} is that of the pre-training too: give it one of its own"
+            )
         return [first, recipe]
     given = [name for name, value in vars(args).items() if name.startswith("pretrain_") and value]
     if given:

@@ -38,7 +38,8 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of now into the mean. The rule, to the bit, of torch.optim.swa_utils."""
-        torch._foreach_lerp_(self._means, self._masters, self._new)
+        if self._means:  # under ZeRO a rank may have no part of the model
+            torch._foreach_lerp_(self._means, self._masters, self._new)
 
     @contextmanager
     def in_place_of_masters(self) -> Iterator[None]:

@@ -157,7 +157,8 @@ class Detector(nn.Module):
 
 
 def build_detector(model: ModelConfig, detect: DetectConfig) -> Detector:
-    """Build what a recipe asks for. Pyramid and head are new; ``model.init`` may name weights for the trunk.
+    """Build what a recipe asks for. ``model.init`` may name weights for the trunk, and for what
+    is alike above it; the rest is new.
 
     Raises:
         UserError: an unknown preset, or weights that do not fit it.

@@ -33,12 +33,13 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, scales: tuple[float, ...] = SCALES) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(_level(dim, out_dim, scale) for scale in scales)
+        # Named by their scale: of another model's weights, no level takes those of another scale.
+        self.levels = nn.ModuleDict({str(SCALES.index(scale)): _level(dim, out_dim, scale) for scale in scales})
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """[B, g, g, dim] to one [B, out_dim, scale * g, scale * g] a level."""
         grid = tokens.permute(0, 3, 1, 2)
-        return [level(grid) for level in self.levels]
+        return [level(grid) for level in self.levels.values()]
 
 
 def _level(dim: int, out_dim: int, scale: float) -> nn.Sequential:

@@ -46,7 +46,8 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(model: ModelConfig, classes: ClassesConfig) -> Segmenter:
-    """Build what a recipe asks for. The head is new; ``model.init`` may name weights for the trunk.
+    """Build what a recipe asks for. ``model.init`` may name weights for the trunk, and for what
+    is alike above it; the rest is new.
 
     Raises:
         UserError: an unknown preset, or weights that do not fit it.

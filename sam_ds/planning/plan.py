@@ -145,10 +145,7 @@ def not_planned(config: DeepSpeedConfig, recipe: Recipe) -> list[str]:
     found = [key for key, usual in _USUAL.items() if zero.get(key, usual) != usual]
     found += [f"bf16.{key}" for key, value in config.raw.get("bf16", {}).items() if value and key in _BF16]
     found += [
-        f"{key}.{name}"
-        for key in ("offload_optimizer", "offload_param")
-        for name, usual in (("ratio", 1.0), ("nvme_path", None))
-        if zero.get(key, {}).get(name, usual) != usual
+        f"{key}.ratio" for key in ("offload_optimizer", "offload_param") if zero.get(key, {}).get("ratio", 1.0) != 1.0
     ]
     return found + ["model.checkpoint_offload"] * recipe.model.checkpoint_offload
 

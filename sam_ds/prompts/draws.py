@@ -60,16 +60,19 @@ def normal(keys: Tensor, salt: int, count: int = 1) -> Tensor:
 def beta(keys: Tensor, salt: int, alpha: float) -> Tensor:
     """float32 [O] of the symmetric Beta(alpha, alpha) distribution, by its quantiles.
 
-    In t = x ** alpha the density below 1/2 is (1 - x) ** (alpha - 1), which is bounded for any alpha > 0: its sum up to
-    t, by trapezoids, is the distribution, and 1 - x is distributed as x is.
+    The density is (x (1 - x)) ** (alpha - 1). Below alpha = 1 it has no bound, but in t = x ** alpha it is
+    (1 - x) ** (alpha - 1), which has one below 1/2. Its sum up to t, by trapezoids, is the distribution there, and
+    1 - x is distributed as x is.
     """
-    t = torch.linspace(0, 0.5**alpha, _STEPS, dtype=torch.float64, device=keys.device)
-    density = (1 - t ** (1 / alpha)) ** (alpha - 1)
+    power = min(alpha, 1.0)
+    t = torch.linspace(0, 0.5**power, _STEPS, dtype=torch.float64, device=keys.device)
+    x = t ** (1 / power)
+    density = (1 - x if alpha <= 1 else 4 * x * (1 - x)) ** (alpha - 1)
     known = F.pad((density[1:] + density[:-1]).cumsum(0), (1, 0))
     known = known / (2 * known[-1])  # up to 1/2, where half of it lies
     u = uniform(keys, salt)[:, 0].double()
     low = torch.minimum(u, 1 - u)
     after = torch.searchsorted(known, low, right=True).clamp(max=_STEPS - 1)
     part = (low - known[after - 1]) / (known[after] - known[after - 1])
-    x = (t[after - 1] + part * (t[after] - t[after - 1])) ** (1 / alpha)
+    x = (t[after - 1] + part * (t[after] - t[after - 1])) ** (1 / power)
     return torch.where(u < 0.5, x, 1 - x).float()

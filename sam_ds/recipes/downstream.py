@@ -102,7 +102,7 @@ def segment_ade20k_b() -> Recipe:
         data=DataConfig(
             workers=8,
             transforms=TransformConfig(
-                flip=0.5, scale_jitter=(0.5, 2.0), brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05
+                flip=0.5, scale_jitter=(0.5, 2.0), brightness=0.125, contrast=0.5, saturation=0.5, hue=0.1
             ),
         ),
         optim=OptimConfig(lr=1e-4, weight_decay=0.05, layer_decay=0.65),

@@ -67,6 +67,7 @@ def train_phases(phases: Sequence[Phase], job: Job) -> None:
         if distributed.on_main(lambda: _needs_pretraining(before[0], last, job), watchdog.meet):
             if not _train(before[0], dataclasses.replace(job, output=folder)):
                 return
+            distributed.on_main(lambda: _check_over(folder, before[0].recipe), watchdog.meet)
             gc.collect()  # DeepSpeed's circles would hold the first phase's memory
     _train(last, job)
 
@@ -111,6 +112,15 @@ def _is_over(folder: Path, recipe: Recipe) -> bool:
         return checkpoints.read_manifest(weights.parent).step >= recipe.train.steps
     except UserError:  # it has not begun, or its last checkpoint is damaged: it goes on from the one before
         return False
+
+
+def _check_over(folder: Path, recipe: Recipe) -> None:
+    """Raise UserError if a phase has come to its end and could not be saved there: the next would start from before."""
+    if not _is_over(folder, recipe):
+        raise UserError(
+            f"{recipe.name} is trained, but its last step could not be saved in {folder}: the same command trains it "
+            "from its last checkpoint on"
+        )
 
 
 def _train(phase: Phase, job: Job) -> bool:

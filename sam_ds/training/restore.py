@@ -87,7 +87,8 @@ def _notes_of(engine: Engine, source: Path, manifest: checkpoints.Manifest) -> l
     own = distributed.world_size(), engine.config.zero_stage, engine.config.precision
     if saved != own:
         before, now = (f"{ranks} ranks, ZeRO-{stage}, {precision}" for ranks, stage, precision in (saved, own))
-        notes.append(f"saved by {before}, now {now}: the same pictures in the same order, rounded another way")
+        mixed = ", mixed with others" if engine.recipe.classify.mixup or engine.recipe.classify.cutmix else ""
+        notes.append(f"saved by {before}, now {now}: the same pictures in the same order{mixed}, rounded another way")
     if manifest.step >= steps:
         notes.append(f"already trained to step {manifest.step} of {steps}: set train.steps higher to go on")
     return notes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,12 +59,16 @@ class SegmentClassesKit(SplitsKit[ClassMapSet]):
 
     def _commonest(self, recipe: Recipe) -> int:
         maker = LabelMaker(self.splits[0], recipe.classes.num_classes, recipe.data, _side(recipe))
-        counts = np.zeros(UNLABELLED + 1, np.int64)
+        counts, faults = np.zeros(UNLABELLED + 1, np.int64), list[str]()
         for sample in range(min(_COUNTED, len(self.splits[0]))):
-            with contextlib.suppress(BadSampleError):  # the quarantine will name it
-                counts += np.bincount(maker.labels(sample).ravel(), minlength=len(counts))
+            labels, fault = _labels(maker, sample)
+            counts += np.bincount(labels, minlength=len(counts))
+            faults += [fault] if fault else []
         if not counts[:UNLABELLED].any():
-            raise UserError(f"{self.splits[0].root}: no pixel of the first {_COUNTED} training pictures has a class")
+            why = f"; {len(faults)} of them are bad, the first: {faults[0]}" if faults else ""
+            raise UserError(
+                f"{self.splits[0].root}: no pixel of the first {_COUNTED} training pictures has a class{why}"
+            )
         return int(counts[:UNLABELLED].argmax())
 
     def evaluate(
@@ -113,3 +116,11 @@ class SegmentClassesKit(SplitsKit[ClassMapSet]):
 def _side(recipe: Recipe) -> int:
     """Pixels along the side of the model's input."""
     return sam_config(recipe.model.preset).image_size
+
+
+def _labels(maker: LabelMaker, sample: int) -> tuple[np.ndarray, str]:
+    """Of all pixels of a picture, in one row; of a bad one none, and why: the quarantine will name it."""
+    try:
+        return maker.labels(sample).ravel(), ""
+    except BadSampleError as error:
+        return np.zeros(0, np.uint8), str(error)

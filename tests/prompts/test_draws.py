@@ -43,7 +43,7 @@ def test_normal_has_the_moments_of_the_standard_normal():
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.1
 
 
-@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8, 1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8, 1.0, 3.0, 20.0, 2000.0])
 def test_beta_has_the_distribution_of_its_name(alpha: float) -> None:
     drawn = beta(KEYS, 11, alpha)
     assert drawn.min() >= 0 and drawn.max() <= 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import importlib
 import io
 import json
 import shutil
@@ -143,6 +145,27 @@ def damaged_between(folder: Path, data: str) -> Any:
         (newest / checkpoints.WEIGHTS).write_bytes(b"0")
     distributed.barrier()
     return {"said": said_of(lambda: train_phases([first, second], job(folder / "run")))}
+
+
+def unsaved_between(folder: Path, data: str) -> Any:
+    """The last step of the first phase cannot be saved: the second does not begin from an earlier one."""
+    both = two_phases(data, 2, steps=5)
+    saving = importlib.import_module("sam_ds.engine.checkpoint.save")  # the package's own ``save`` is the function
+    commit = saving.commit
+
+    def full_at_the_end(partial: Path, *rest: Any) -> Any:
+        if "step_00000005" in str(partial):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return commit(partial, *rest)
+
+    saving.commit = full_at_the_end
+    try:
+        said = said_of(lambda: train_phases(both, job(folder / "run")))
+    finally:
+        saving.commit = commit
+    begun = (folder / "run" / "checkpoints").exists()
+    again = said_of(lambda: train_phases(both, job(folder / "run")))
+    return {"said": said, "begun": begun, "again": again}
 
 
 def refused(folder: Path, data: str) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sam_ds.config.errors import UserError
 from sam_ds.config.extras import need
@@ -120,6 +123,18 @@ def test_other_classes_than_the_data_s_are_refused(sets: dict[str, str]) -> None
     recipe = dataclasses.replace(recipe, detect=dataclasses.replace(recipe.detect, num_classes=80))
     with pytest.raises(UserError, match=r"has 1 categories, .*=80: --set detect\.num_classes=1"):
         kit.train_loader(recipe, toy.config(2), None)
+
+
+def test_more_classes_than_the_recipe_s_are_told(sets: dict[str, str], tmp_path: Path) -> None:
+    """They are what makes every label map bad, before the quarantine has seen one."""
+    kit, recipe = tasks.kit("segment_classes"), cases.classes()
+    root = tmp_path / "maps"
+    shutil.copytree(sets["segment_classes"], root)
+    for path in root.glob("annotations/*/*.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 150)).save(path)
+    kit.open_data(str(root), None)
+    with pytest.raises(UserError, match=r"no pixel .* has a class; 12 of them are bad, the first: .*150"):
+        kit._commonest(recipe)
 
 
 def test_more_queries_than_cells_are_refused() -> None:

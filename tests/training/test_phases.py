@@ -12,7 +12,7 @@ from sam_ds.data.synthetic import SyntheticConfig, synthesize
 from tests.engine import ranks
 from tests.training import phase_cases
 
-CASES = ("begun_second", "damaged_between", "refused", "from_a_run")
+CASES = ("begun_second", "damaged_between", "unsaved_between", "refused", "from_a_run")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,14 @@ def test_a_damaged_end_of_the_first_phase_is_trained_again(results: dict[str, li
     said = ranks.value(results, "damaged_between")[0]["said"]
     assert re.search(r"damaged, set aside: \S*pretrain/checkpoints/step_00000005", said)
     assert re.search(r"starting from \S*pretrain/checkpoints/step_00000005/weights", said)
+
+
+def test_a_first_phase_that_could_not_be_saved_is_not_over(results: dict[str, list[Any]]) -> None:
+    seen = ranks.value(results, "unsaved_between")[0]
+    assert "NOT SAVED" in seen["said"] and "mae_tiny is trained, but its last step could not be saved" in seen["said"]
+    assert not seen["begun"]
+    assert re.search(r"going on from \S*pretrain/checkpoints/step_00000004", seen["again"])
+    assert re.search(r"starting from \S*pretrain/checkpoints/step_00000005/weights", seen["again"])
 
 
 def test_mistakes_of_the_second_phase_come_before_the_first(results: dict[str, list[Any]]) -> None:
