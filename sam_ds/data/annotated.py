@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe
 from sam_ds.data.files import BadSampleError, Files, unreadable
+from sam_ds.data.pictures import open_picture
 from sam_ds.data.pixels import random_color, show
 from sam_ds.data.quarantine import Bad, Quarantine, first_good
-from sam_ds.data.reader import MOST_BYTES, check_pixels, decode
+from sam_ds.data.reader import MOST_BYTES
 from sam_ds.data.sampler import Sampler, Share
 from sam_ds.data.scan import LOOSE
 from sam_ds.data.stream import EvalStream, Loaded, TrainStream
@@ -46,7 +47,7 @@ class PictureSet(Protocol):
 class Annotated(Generic[_TruthT]):
     """A picture as it lies on disk."""
 
-    jpeg: bytes
+    content: bytes  # of its file, of any format that pictures are read in
     size: tuple[int, int]  # height and width, as the annotation says
     truth: _TruthT
 
@@ -149,8 +150,12 @@ class Maker(ABC, Generic[_TruthT, _BatchT]):
         sample: int,
         position: int,
     ) -> Sample[_TruthT]:
-        check_pixels(picture.size)
-        show(decode(picture.jpeg, picture.size, view.denominator), view, color, image)
+        found = open_picture(picture.content, upright=False)
+        if found.size != picture.size:
+            (height, width), said = found.size, picture.size
+            raise BadSampleError(f"the picture is {width}x{height}, its annotation says {said[1]}x{said[0]}")
+        pixels, denominator = found.pixels(view.denominator)
+        show(pixels, replace(view, denominator=denominator), color, image)
         return Sample(view, self.seen(picture.truth, view), sample, position)
 
     def _blank(self) -> Sample[_TruthT]:
@@ -160,9 +165,9 @@ class Maker(ABC, Generic[_TruthT, _BatchT]):
         return torch.zeros(count, 3, self.side, self.side, dtype=torch.uint8)
 
 
-def jpeg_of(maker: Maker[Any, Any], name: str) -> bytes:
+def picture_of(maker: Maker[Any, Any], name: str) -> bytes:
     """The content of a picture's file. Raises BadSampleError."""
-    return maker.file(name, "jpg", MOST_BYTES["jpg"])
+    return maker.file(name, "picture", MOST_BYTES["jpg"])
 
 
 def train_stream(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sam_ds.config.schema import DataConfig
-from sam_ds.data.annotated import Annotated, Maker, Sample, jpeg_of
+from sam_ds.data.annotated import Annotated, Maker, Sample, picture_of
 from sam_ds.data.coco import CocoSet
 from sam_ds.data.transforms import View, boxes_in_view
 from sam_ds.types import BoxBatch
@@ -32,8 +32,8 @@ class BoxMaker(Maker[Boxes, BoxBatch]):
 
     def read(self, sample: int) -> Annotated[Boxes]:
         height, width = self.pictures.sizes[sample].tolist()
-        jpeg = jpeg_of(self, self.pictures.files[sample])
-        return Annotated(jpeg, (height, width), Boxes(*self.pictures.boxes_of(sample)))
+        content = picture_of(self, self.pictures.files[sample])
+        return Annotated(content, (height, width), Boxes(*self.pictures.boxes_of(sample)))
 
     def seen(self, truth: Boxes, view: View) -> Boxes:
         """Left, top, right and bottom in the input's pixels, of those of which enough is in view."""

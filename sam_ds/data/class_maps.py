@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig
-from sam_ds.data.annotated import Annotated, Maker, Sample, jpeg_of
+from sam_ds.data.annotated import Annotated, Maker, Sample, picture_of
 from sam_ds.data.files import BadSampleError
 from sam_ds.data.transforms import View
 from sam_ds.types import UNLABELLED, LabelBatch
@@ -142,7 +142,7 @@ class LabelMaker(Maker[Labels, LabelBatch]):
     def read(self, sample: int) -> Annotated[Labels]:
         labels = self.labels(sample)
         height, width = labels.shape
-        return Annotated(jpeg_of(self, self.pictures.picture(sample)), (height, width), labels)
+        return Annotated(picture_of(self, self.pictures.picture(sample)), (height, width), labels)
 
     def seen(self, truth: Labels, view: View) -> Labels:
         return look_up(truth, view)

@@ -1,4 +1,4 @@
-"""From a file of any kind of picture to upright RGB pixels."""
+"""From a file of any kind of picture to RGB pixels, upright or as they are stored."""
 
 from __future__ import annotations
 
@@ -67,13 +67,15 @@ class PictureReader:
 class Picture:
     """A picture whose header is read; its pixels are decoded when it is known what part of them is looked at.
 
-    Unlike SA-1B's, whose masks were drawn on the pixels as they are stored, a picture here is turned as its
-    orientation tag says: nothing but the pixels says which way is up, and a model should learn it as people see it.
+    Where nothing but the pixels says which way is up, a picture is turned as its orientation tag says, as a model
+    should learn it as people see it. Boxes and label maps, as SA-1B's masks, were drawn on the pixels as they are
+    stored: there the tag is not looked at.
     """
 
-    size: tuple[int, int]  # height and width, upright
+    size: tuple[int, int]  # height and width, of what ``pixels`` gives
     _content: bytes
-    _orientation: int = 1
+    _upright: bool  # whether the tag is looked at
+    _orientation: int = 1  # how it is turned
     _decoded: Pixels | None = None  # of what is not decoded at a smaller scale
 
     def pixels(self, denominator: int = 1) -> tuple[Pixels, int]:
@@ -90,7 +92,8 @@ class Picture:
             pixels = fast_pixels(self._content, (width, height) if transpose else (height, width))
         except ValueError:
             # It takes nothing that is not right to the last byte; Pillow bears bytes too many, and tells what is cut.
-            pixels, denominator, (height, width) = _decode_pillow(self._content), 1, self.size
+            pixels, denominator = _decode_pillow(self._content, self._upright), 1
+            height, width = self.size
         else:
             pixels = pixels.transpose(1, 0, 2) if transpose else pixels
             pixels = np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
@@ -99,8 +102,11 @@ class Picture:
         return pixels, denominator
 
 
-def open_picture(content: bytes) -> Picture:
+def open_picture(content: bytes, upright: bool = True) -> Picture:
     """
+    Args:
+        upright: turn it as its orientation tag says.
+
     Raises:
         BadSampleError: it is no picture of the formats that are read, or a damaged one, or too large.
     """
@@ -109,12 +115,12 @@ def open_picture(content: bytes) -> Picture:
     except ValueError:
         stored = None
     if stored is None:
-        pixels = _decode_pillow(content)
-        return Picture(pixels.shape[:2], content, _decoded=pixels)
+        pixels = _decode_pillow(content, upright)
+        return Picture(pixels.shape[:2], content, upright, _decoded=pixels)
     check_pixels(stored)
-    orientation = _orientation(content)
+    orientation = _orientation(content) if upright else 1
     transpose = _UPRIGHT[orientation][0]
-    return Picture(stored[::-1] if transpose else stored, content, orientation)
+    return Picture(stored[::-1] if transpose else stored, content, upright, orientation)
 
 
 def _orientation(jpeg: bytes) -> int:
@@ -132,8 +138,8 @@ def _orientation(jpeg: bytes) -> int:
     return found if found in _UPRIGHT else 1
 
 
-def _decode_pillow(content: bytes) -> Pixels:
-    """Upright RGB of any format; of an animation, the first picture."""
+def _decode_pillow(content: bytes, upright: bool) -> Pixels:
+    """RGB of any format; of an animation, the first picture."""
     if not content:
         raise BadSampleError("the file is empty")
     try:
@@ -142,7 +148,7 @@ def _decode_pillow(content: bytes) -> Pixels:
             if max(_LARGE, len(content) * _MOST_PER_BYTE) < picture.height * picture.width:
                 size = f"{picture.width}x{picture.height}"
                 raise BadSampleError(f"the picture is damaged: {len(content)} bytes say that they are {size} pixels")
-            return _rgb(ImageOps.exif_transpose(picture))
+            return _rgb(ImageOps.exif_transpose(picture) if upright else picture)
     except BadSampleError:
         raise
     except MemoryError as error:

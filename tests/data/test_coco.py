@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from torch import Tensor
 
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig, EvalConfig, Recipe, TransformConfig
+from sam_ds.data import reader
 from sam_ds.data.annotated import eval_stream, train_stream
 from sam_ds.data.boxes import BoxMaker
 from sam_ds.data.coco import open_coco, open_coco_splits
 from sam_ds.data.sampler import Share
 from sam_ds.types import BoxBatch
+from tests.data.photos import encode
 from tests.downstream import CATEGORY, make_coco, pictures_of
 
 SIDE = 64
@@ -146,8 +151,6 @@ def test_the_stream_is_the_same_for_any_number_of_workers_and_ranks(coco: Path) 
 
 def test_boxes_frame_the_same_pixels_in_every_view(tmp_path: Path) -> None:
     """A white rectangle on black is where its box says, whatever was flipped, scaled and cut off."""
-    from PIL import Image
-
     (tmp_path / "train2017").mkdir(parents=True)
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[20:50, 10:40] = 255
@@ -173,6 +176,43 @@ def test_boxes_frame_the_same_pixels_in_every_view(tmp_path: Path) -> None:
         np.testing.assert_allclose(batch.boxes[0].numpy(), found, atol=1.0)
         seen += 1
     assert seen > 10
+
+
+def shown(folder: Path, content: bytes, exact: bool = True) -> Tensor:
+    """uint8 [3, S, S]: what an evaluation shows of the first picture, were this its file."""
+    pictures = open_coco(folder, "train")
+    first = Path(pictures.name(0))
+    first.unlink()  # it is a link
+    first.write_bytes(content)
+    side = min(pictures.sizes[0].tolist()) // 4  # a JPEG's decoder may shrink
+    loaded = BoxMaker(pictures, DataConfig(workers=0, exact=exact), side).for_evaluation([0])
+    assert loaded.batch is not None and not loaded.bad
+    return loaded.batch.images[0]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_pictures_may_be_of_any_format_and_have_bytes_too_many(
+    coco: Path, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fast:
+        monkeypatch.setattr(reader, "simplejpeg", None)
+    content = Path(open_coco(coco, "train").name(0)).read_bytes()
+    expected = shown(coco, content)
+    for exact in (True, False):  # what has no scaled decode is shown exactly
+        assert shown(coco, encode(Image.open(io.BytesIO(content)), "PNG"), exact).equal(expected)
+        assert shown(coco, content[:-2] + bytes(100) + content[-2:], exact).equal(expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_boxes_are_of_the_pixels_as_they_are_stored(coco: Path, kind: str) -> None:
+    picture, tag = Image.open(open_coco(coco, "train").name(0)), Image.Exif()
+    picture.load()
+    tag[0x0112] = 6  # a quarter turn
+    stored, turned = encode(picture, kind), encode(picture, kind, exif=tag)
+    assert stored != turned
+    assert shown(coco, turned).equal(shown(coco, stored))
+    if kind == "JPEG":  # with bytes too many it is Pillow that decodes it
+        assert shown(coco, turned[:-2] + bytes(100) + turned[-2:]).equal(shown(coco, stored))
 
 
 def test_a_picture_that_is_not_there_is_left_out(coco: Path, tmp_path: Path) -> None:
