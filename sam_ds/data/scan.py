@@ -240,11 +240,18 @@ def leads_outside(name: str) -> bool:
 
 
 def name_hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
-    """FNV-1a of every name, without its folder and its zero padding, all names at once."""
+    """A hash of every name, without its folder and its zero padding, all names at once.
+
+    FNV-1a leaves a name's last character out of the upper bits, so that what comes of names like sa_1 and sa_2 lies
+    side by side: SplitMix64's last steps (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014)
+    spread it.
+    """
     characters = np.ascontiguousarray(stems).view(np.uint8).reshape(len(stems), stems.itemsize)
     hashes = np.full(len(stems), 0xCBF29CE484222325, np.uint64)
     for column in characters.T:
         hashes = np.where(column == 0, hashes, (hashes ^ column) * np.uint64(0x100000001B3))
         hashes[column == ord("/")] = 0xCBF29CE484222325
-    folded: npt.NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(32))
-    return folded
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
+    spread: npt.NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(31))
+    return spread
