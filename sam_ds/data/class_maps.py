@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sam_ds.config.errors import UserError
@@ -99,10 +99,13 @@ def decode_labels(png: bytes, num_classes: int) -> Labels:
         BadSampleError: it is no PNG of numbers, or has a class that is not there.
     """
     try:
-        with Image.open(io.BytesIO(png)) as picture:
+        # Of no other format, whatever the file is called: some start programs, and a JPEG's numbers are not exact.
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
             if picture.mode not in ("L", "P"):
-                raise BadSampleError(f"its label map has colours (mode {picture.mode}), not a number a pixel")
+                raise BadSampleError(f"its label map is of mode {picture.mode}, not a number of 8 bits a pixel (L, P)")
             numbers = np.array(picture)
+    except UnidentifiedImageError as error:
+        raise BadSampleError("its label map is no PNG") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, BadSampleError):
             raise

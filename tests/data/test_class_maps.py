@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from sam_ds.data.class_maps import LabelMaker, decode_labels, open_class_map_spl
 from sam_ds.data.files import BadSampleError
 from sam_ds.data.sampler import Share
 from sam_ds.types import UNLABELLED
+from tests.data.photos import encode
 from tests.downstream import make_class_maps, pictures_of
 
 SIDE = 64
@@ -30,9 +30,7 @@ def maps(drawn: Path, tmp_path: Path) -> Path:
 
 
 def png(numbers: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(numbers).save(buffer, "png")
-    return buffer.getvalue()
+    return encode(Image.fromarray(numbers), "PNG")
 
 
 def test_numbers_are_classes_from_one_and_nothing_at_zero() -> None:
@@ -44,8 +42,12 @@ def test_numbers_are_classes_from_one_and_nothing_at_zero() -> None:
     ("content", "words"),
     [
         (png(np.full((2, 2), 4, np.uint8)), "has the number 4, and classes.num_classes=3"),
-        (png(np.zeros((2, 2, 3), np.uint8)), "has colours (mode RGB)"),
-        (b"no picture", "is damaged"),
+        (png(np.zeros((2, 2, 3), np.uint8)), "is of mode RGB, not a number of 8 bits a pixel"),
+        (png(np.zeros((2, 2), np.uint16)), "is of mode I;16, not"),
+        (png(np.zeros((2, 2), bool)), "is of mode 1, not"),
+        (b"no picture", "its label map is no PNG"),
+        (encode(Image.new("L", (2, 2)), "JPEG"), "is no PNG"),
+        (encode(Image.new("L", (2, 2)), "EPS"), "is no PNG"),
         (png(np.zeros((64, 64), np.uint8))[:60], "is damaged"),
     ],
 )
