@@ -112,6 +112,7 @@ class PictureIndex(Table):
         header="pictures.json",
         table="pictures",
         name="name",
+        extensions=True,
         row_dtype=row_dtype,
         keeps=("shards", "classes"),
         gather=Pictures,

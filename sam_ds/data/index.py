@@ -18,6 +18,7 @@ class Index(Table):
         header="index.json",
         table="samples",
         name="stem",
+        extensions=False,
         row_dtype=row_dtype,
         keeps=("shards",),
         gather=Pairs,

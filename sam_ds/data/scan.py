@@ -128,7 +128,8 @@ class Pairs:
 
         Loose files of one name in two folders are two pictures.
         """
-        _, first, group = np.unique(name_hashes(samples["stem"]), return_index=True, return_inverse=True)
+        hashes = name_hashes(samples["stem"], extensions=False)
+        _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
         earlier = first[group]  # the first row of the same name
         again = samples["shard"] != samples["shard"][earlier]
         for row in np.flatnonzero(again):
@@ -239,18 +240,22 @@ def leads_outside(name: str) -> bool:
     return os.path.isabs(name) or ".." in name.split("/")
 
 
-def name_hashes(stems: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint64]:
-    """A hash of every name, without its folder and its zero padding, all names at once.
+def name_hashes(names: npt.NDArray[np.bytes_], *, extensions: bool) -> npt.NDArray[np.uint64]:
+    """A hash of every name, without its folder, its extension if it has one, and its zero padding, all at once.
 
     FNV-1a leaves a name's last character out of the upper bits, so that what comes of names like sa_1 and sa_2 lies
     side by side: SplitMix64's last steps (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014)
     spread it.
     """
-    characters = np.ascontiguousarray(stems).view(np.uint8).reshape(len(stems), stems.itemsize)
-    hashes = np.full(len(stems), 0xCBF29CE484222325, np.uint64)
+    characters = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), names.itemsize)
+    hashes = np.full(len(names), 0xCBF29CE484222325, np.uint64)
+    before_dot = hashes.copy()
     for column in characters.T:
+        if extensions:
+            np.copyto(before_dot, hashes, where=column == ord("."))
         hashes = np.where(column == 0, hashes, (hashes ^ column) * np.uint64(0x100000001B3))
         hashes[column == ord("/")] = 0xCBF29CE484222325
+    hashes = before_dot if extensions else hashes
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
     spread: npt.NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(31))

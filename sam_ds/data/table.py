@@ -45,6 +45,7 @@ class Kind:
     header: str  # the file that names the table
     table: str  # the beginning of the table's own name
     name: str  # the field of a row that says where a sample is in the folder or the tar
+    extensions: bool  # whether it ends in the file's
     row_dtype: Callable[[int], np.dtype[np.void]]  # by the bytes that names take
     keeps: tuple[str, ...]  # entries of the header that an open index has at hand
     gather: Callable[[], Gather]  # what finds the samples
@@ -179,7 +180,8 @@ def open_halves(
     """The training and the evaluation part of a set.
 
     They are the sub-folders train/ and val/ where there are both. Otherwise 1 % of the pictures (at least 1, at most
-    ``most``) is held out: those whose names hash lowest, whatever the order or the tars they lie in.
+    ``most``) is held out: those whose names hash lowest, whatever the order or the tars they lie in. Extensions do not
+    count: what is held out of a folder for SA-1B's task is held out for its pre-training on pictures alone too.
 
     Raises:
         UserError: as ``open_table``; or the set has a single picture, so that nothing could be held out.
@@ -191,7 +193,8 @@ def open_halves(
     if len(index) < 2:
         raise UserError(f"{index.root} has a single {cls.kind.what}: give at least 2, or sub-folders train and val")
     held_out = min(most, max(1, round(len(index) / 100)))
-    order = np.argsort(name_hashes(index.samples[cls.kind.name]), kind="stable")
+    hashes = name_hashes(index.samples[cls.kind.name], extensions=cls.kind.extensions)
+    order = np.argsort(hashes, kind="stable")
     return index.subset(np.sort(order[held_out:])), index.subset(np.sort(order[:held_out]))
 
 

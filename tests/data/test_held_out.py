@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from sam_ds.data.imagenet import PictureIndex, open_picture_splits
 from sam_ds.data.index import Index, open_splits
-from tests.data.photos import pack
+from tests.data.photos import pack, write
 
 
 def _pairs(numbers: range) -> dict[str, bytes]:
     return {f"./sa_{number}.{kind}": b"" for number in numbers for kind in ("jpg", "json")}
 
 
-def _numbers(index: Index) -> list[int]:
+def _numbers(index: Index | PictureIndex) -> list[int]:
     return [int(Path(index.name(sample)).stem.removeprefix("sa_")) for sample in range(len(index))]
 
 
@@ -22,3 +25,34 @@ def test_neighbours_are_not_held_out_together(tmp_path: Path) -> None:
     train, val = open_splits(tmp_path)
     assert (len(train), len(val)) == (1980, 20)
     assert len({number // 10 for number in _numbers(val)}) > 16  # by chance, 19 of 20
+
+
+def _tars(root: Path) -> None:
+    for shard in range(3):
+        pack(root / f"sa_{shard:06}.tar", _pairs(range(100 * shard, 100 * shard + 100)))
+
+
+def _tars_with_folders(root: Path) -> None:
+    for shard in range(3):
+        pairs = _pairs(range(100 * shard, 100 * shard + 100))
+        pack(root / f"{shard:06}.tar", {f"sa_{shard:06}/{name}": content for name, content in pairs.items()})
+
+
+def _folders(root: Path) -> None:
+    for shard in range(3):
+        write(root / f"sa_{shard:06}", _pairs(range(100 * shard, 100 * shard + 100)))
+
+
+def _one_folder(root: Path) -> None:
+    write(root, _pairs(range(300)))
+
+
+@pytest.mark.parametrize("layout", [_tars, _tars_with_folders, _folders, _one_folder])
+def test_pretraining_does_not_see_what_sam_is_evaluated_on(tmp_path: Path, layout, monkeypatch) -> None:
+    """Whether or not folders are taken for classes, and where SAM, of whose pictures fewer are held out, stops."""
+    layout(tmp_path)
+    for most in (500, 2):
+        monkeypatch.setattr("sam_ds.data.index._MOST_HELD_OUT", most)
+        held_out, (train, val) = _numbers(open_splits(tmp_path)[1]), open_picture_splits(tmp_path)
+        assert len(held_out) == min(3, most) and len(val) == 3
+        assert set(held_out) <= set(_numbers(val)) and not set(held_out) & set(_numbers(train))
