@@ -54,7 +54,8 @@ class ClassMapSet:
 
     def fingerprint(self) -> str:
         """Equal for pictures of the same names, wherever they lie; they are not read."""
-        return hashlib.sha256("\n".join(self.stems).encode()).hexdigest()[:16]
+        # Of a name that is no UTF-8, its bytes stand as surrogates.
+        return hashlib.sha256("\n".join(self.stems).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def open_class_map_splits(

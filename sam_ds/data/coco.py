@@ -52,7 +52,8 @@ class CocoSet:
 
     @cached_property
     def _digest(self) -> str:
-        digest = hashlib.sha256("\n".join(self.files).encode())
+        names = "\n".join(self.files).encode(errors="surrogatepass")  # surrogates: of a name that is no UTF-8
+        digest = hashlib.sha256(names)
         for array in (self.picture_ids, self.sizes, self.offsets, self.boxes, self.labels):
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         return digest.hexdigest()[:16]

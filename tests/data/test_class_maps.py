@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_a_folder_that_is_not_laid_out_as_ade20k(maps: Path, tmp_path: Path) -> 
         path.unlink()
     with pytest.raises(UserError, match=r"holds no \.jpg"):
         open_class_map_splits(maps)
+
+
+def test_a_name_need_not_be_utf_8(maps: Path) -> None:
+    before = open_class_map_splits(maps)[0].fingerprint()
+    for path in ("images/training/{}.jpg", "annotations/training/{}.png"):
+        (maps / path.format("sa_3")).rename(maps / path.format(os.fsdecode(b"\xe9t\xe9")))
+    pictures = open_class_map_splits(maps)[0]
+    assert pictures.fingerprint() != before
+    loaded = LabelMaker(pictures, 2, DataConfig(workers=0), SIDE).for_evaluation(list(range(len(pictures))))
+    assert not loaded.bad
 
 
 def test_labels_lie_on_the_pixels_that_they_are_of_in_every_view(tmp_path: Path) -> None:

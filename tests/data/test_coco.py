@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_the_fingerprint_is_of_names_and_boxes(coco: Path, tmp_path: Path) -> No
     assert open_coco(moved, "train").fingerprint() == before
     change(moved, lambda content: content["annotations"][0]["bbox"].__setitem__(0, 1.5))
     assert open_coco(moved, "train").fingerprint() != before
+
+
+def test_a_name_need_not_be_utf_8(coco: Path) -> None:
+    before, name = open_coco(coco, "train"), os.fsdecode(b"\xe9t\xe9.jpg")
+    first = int(before.picture_ids[0])
+    Path(before.name(0)).rename(before.root / name)
+    change(coco, lambda c: [row.update(file_name=name) for row in c["images"] if row["id"] == first])
+    pictures = open_coco(coco, "train")
+    assert pictures.files[0] == name and pictures.fingerprint() != before.fingerprint()
+    loaded = BoxMaker(pictures, DataConfig(workers=0), SIDE).for_evaluation([0])
+    assert loaded.batch is not None and loaded.batch.images.any() and not loaded.bad
 
 
 @pytest.mark.parametrize(
