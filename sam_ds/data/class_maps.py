@@ -1,13 +1,14 @@
 """Pictures with a class for every pixel, in ADE20K's format: a PNG of numbers beside every JPEG.
 
 A folder of data has ``images/training``, ``images/validation`` and the same below ``annotations``: ``x.png`` there has
-the size of ``x.jpg``, and every pixel's number, 0 for none and else its class, counted from 1.
+the size of ``x.jpg`` (or .jpeg, .JPG, …), and every pixel's number, 0 for none and else its class, counted from 1.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from sam_ds.data.files import BadSampleError
 from sam_ds.data.transforms import View
 from sam_ds.types import UNLABELLED, LabelBatch
 
+_EXTENSIONS = (".jpg", ".jpeg")  # of pictures, in any case
 _MOST_BYTES = 64 << 20  # of a label map
 
 Labels = npt.NDArray[np.uint8]
@@ -37,16 +39,16 @@ class ClassMapSet:
 
     root: Path  # the folder of data
     split: str  # training or validation
-    stems: tuple[str, ...]
+    files: tuple[str, ...]  # of the pictures
 
     def __len__(self) -> int:
-        return len(self.stems)
+        return len(self.files)
 
     def picture(self, sample: int) -> str:
-        return f"images/{self.split}/{self.stems[sample]}.jpg"
+        return f"images/{self.split}/{self.files[sample]}"
 
     def label_map(self, sample: int) -> str:
-        return f"annotations/{self.split}/{self.stems[sample]}.png"
+        return f"annotations/{self.split}/{_stem(self.files[sample])}.png"
 
     def name(self, sample: int) -> str:
         """Where the picture is, for messages."""
@@ -55,7 +57,7 @@ class ClassMapSet:
     def fingerprint(self) -> str:
         """Equal for pictures of the same names, wherever they lie; they are not read."""
         # Of a name that is no UTF-8, its bytes stand as surrogates.
-        return hashlib.sha256("\n".join(self.stems).encode(errors="surrogatepass")).hexdigest()[:16]
+        return hashlib.sha256("\n".join(map(_stem, self.files)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def open_class_map_splits(
@@ -64,7 +66,7 @@ def open_class_map_splits(
     """The set to train on and the one to evaluate on, which ``val``, another folder laid out alike, may bring.
 
     Raises:
-        UserError: a folder is missing or holds no picture, or a picture has no label map.
+        UserError: a folder is missing or holds no picture, or a picture has no label map, or two have one together.
     """
     return _open(Path(path), "training", tell), _open(Path(val or path), "validation", tell)
 
@@ -73,22 +75,29 @@ def _open(root: Path, split: str, tell: Callable[[str], None] | None) -> ClassMa
     root = root.expanduser()
     if tell:
         tell(f"listing {root / 'images' / split}")
-    pictures = _stems(root / "images" / split, ".jpg")
-    maps = _stems(root / "annotations" / split, ".png")
-    if not pictures:
+    files = sorted((n for n in _list(root / "images" / split) if n.lower().endswith(_EXTENSIONS)), key=_stem)
+    maps = set(_list(root / "annotations" / split))
+    if not files:
         raise UserError(f"{root / 'images' / split} holds no .jpg: give a folder laid out as ADE20K is")
-    alone = sorted(pictures - maps)
+    for one, other in itertools.pairwise(files):
+        if _stem(one) == _stem(other):
+            raise UserError(f"{root / 'images' / split} has {one} and {other}, which would share a label map: keep one")
+    alone = [name for name in files if f"{_stem(name)}.png" not in maps]
     if alone:
         raise UserError(
             f"{len(alone)} pictures of {root / 'images' / split} have no label map: "
-            f"there is no {root / 'annotations' / split / alone[0]}.png"
+            f"there is no {root / 'annotations' / split / _stem(alone[0])}.png"
         )
-    return ClassMapSet(root, split, tuple(sorted(pictures)))
+    return ClassMapSet(root, split, tuple(files))
 
 
-def _stems(folder: Path, suffix: str) -> set[str]:
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _list(folder: Path) -> list[str]:
     try:
-        return {name[: -len(suffix)] for name in os.listdir(folder) if name.endswith(suffix)}
+        return os.listdir(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be listed ({error.strerror}): give a folder laid out as ADE20K is") from error
 

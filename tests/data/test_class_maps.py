@@ -69,6 +69,20 @@ def test_a_folder_that_is_not_laid_out_as_ade20k(maps: Path, tmp_path: Path) -> 
         open_class_map_splits(maps)
 
 
+def test_a_jpeg_s_extension_may_be_any(maps: Path) -> None:
+    before, folder = open_class_map_splits(maps)[0], maps / "images" / "training"
+    for name, other in (("sa_3.jpg", "sa_3.JPG"), ("sa_4.jpg", "sa_4.jpeg")):
+        (folder / name).rename(folder / other)
+    pictures = open_class_map_splits(maps)[0]
+    assert {"sa_3.JPG", "sa_4.jpeg", "sa_5.jpg"} < set(pictures.files)
+    assert len(pictures) == len(before) and pictures.fingerprint() == before.fingerprint()
+    loaded = LabelMaker(pictures, 2, DataConfig(workers=0), SIDE).for_evaluation(list(range(len(pictures))))
+    assert not loaded.bad
+    (folder / "sa_4.jpg").symlink_to(folder / "sa_4.jpeg")
+    with pytest.raises(UserError, match=r"has sa_4\.jpe?g and sa_4\.jpe?g, which would share a label map"):
+        open_class_map_splits(maps)
+
+
 def test_a_name_need_not_be_utf_8(maps: Path) -> None:
     before = open_class_map_splits(maps)[0].fingerprint()
     for path in ("images/training/{}.jpg", "annotations/training/{}.png"):
