@@ -139,6 +139,11 @@ class PictureIndex(Table):
         """Where the picture is, for messages: ``folder/n01440764/1.JPEG`` or ``n01440764.tar/1.JPEG``."""
         return self.place(sample)[2]
 
+    def path(self, sample: int) -> str:
+        """As of every table; a class is a folder, whatever says it."""
+        name, label = os.path.splitext(super().path(sample))[0], int(self[sample]["label"])
+        return name if "/" in name or not 0 <= label < len(self.found) else f"{self.found[label]}/{name}"
+
     def label(self, sample: int) -> int:
         """Its class's place in ``classes``, or NO_CLASS.
 

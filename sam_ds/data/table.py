@@ -96,6 +96,10 @@ class Table:
         folder = self.root / self.shards[shard] if 0 <= shard < len(self.shards) else self.root
         return shard, name, f"{folder}/{name}"
 
+    def path(self, sample: int) -> str:
+        """Where a sample is in its set, without the extension, however the set is packed."""
+        return self.place(sample)[1]
+
 
 _TableT = TypeVar("_TableT", bound=Table)
 
@@ -180,8 +184,9 @@ def open_halves(
     """The training and the evaluation part of a set.
 
     They are the sub-folders train/ and val/ where there are both. Otherwise 1 % of the pictures (at least 1, at most
-    ``most``) is held out: those whose names hash lowest, whatever the order or the tars they lie in. Extensions do not
-    count: what is held out of a folder for SA-1B's task is held out for its pre-training on pictures alone too.
+    ``most``) is held out: those whose names hash lowest, whatever the order or the tars they lie in. Neither extensions
+    nor folders count, as these may be classes for one task and none for another: what is held out of a folder for
+    SA-1B's task is held out for its pre-training on pictures alone too.
 
     Raises:
         UserError: as ``open_table``; or the set has a single picture, so that nothing could be held out.
@@ -193,9 +198,21 @@ def open_halves(
     if len(index) < 2:
         raise UserError(f"{index.root} has a single {cls.kind.what}: give at least 2, or sub-folders train and val")
     held_out = min(most, max(1, round(len(index) / 100)))
-    hashes = name_hashes(index.samples[cls.kind.name], extensions=cls.kind.extensions)
-    order = np.argsort(hashes, kind="stable")
-    return index.subset(np.sort(order[held_out:])), index.subset(np.sort(order[:held_out]))
+    lowest = _lowest(index, held_out)
+    return index.subset(np.delete(np.arange(len(index)), lowest)), index.subset(lowest)
+
+
+def _lowest(index: Table, count: int) -> npt.NDArray[np.int64]:
+    """Whose names hash lowest; of those of the last name that counts, which many folders may have, whose paths do."""
+    hashes = name_hashes(index.samples[index.kind.name], extensions=index.kind.extensions)
+    last = np.partition(hashes, count - 1)[count - 1]
+    lower, tied = np.flatnonzero(hashes < last), np.flatnonzero(hashes == last)
+    by_path = sorted(tied.tolist(), key=lambda sample: _hash(index.path(sample)))
+    return np.sort(np.append(lower, by_path[: count - len(lower)]))
+
+
+def _hash(path: str) -> bytes:
+    return hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def halves(path: str | Path) -> list[Path]:

@@ -56,3 +56,49 @@ def test_pretraining_does_not_see_what_sam_is_evaluated_on(tmp_path: Path, layou
         held_out, (train, val) = _numbers(open_splits(tmp_path)[1]), open_picture_splits(tmp_path)
         assert len(held_out) == min(3, most) and len(val) == 3
         assert set(held_out) <= set(_numbers(val)) and not set(held_out) & set(_numbers(train))
+
+
+def _class_folders(root: Path, pictures: dict[str, bytes]) -> None:
+    write(root, pictures)
+
+
+def _class_tars(root: Path, pictures: dict[str, bytes]) -> None:
+    for name in {path.partition("/")[0] for path in pictures}:
+        inside = {path.partition("/")[2]: content for path, content in pictures.items() if path.startswith(f"{name}/")}
+        pack(root / f"{name}.tar", inside)
+
+
+def _shards(root: Path, pictures: dict[str, bytes]) -> None:
+    for shard in range(5):
+        pack(root / f"{shard:06}.tar", dict(list(pictures.items())[shard::5]))
+
+
+def _named(index: PictureIndex) -> set[tuple[str, str]]:
+    """Class and name of every picture."""
+    return {(index.classes[index.label(sample)], Path(index.name(sample)).name) for sample in range(len(index))}
+
+
+def test_of_one_name_all_classes_have_their_chance(tmp_path: Path) -> None:
+    """Of 20 classes of 0.jpg to 79.jpg, 16 are held out in every layout, and not those of the first classes."""
+    classes = [f"n{number:02}" for number in range(20)]
+    pictures = {f"{name}/{number}.jpg": b"" for name in classes for number in range(80)}
+    found = []
+    for layout in (_class_folders, _class_tars, _shards):
+        layout(tmp_path / layout.__name__, pictures)
+        train, val = open_picture_splits(tmp_path / layout.__name__)
+        assert (len(train), len(val)) == (1584, 16) and train.classes == classes
+        found.append(_named(val))
+        assert not found[-1] & _named(train)
+    assert found[0] == found[1] == found[2]
+    held_out = {its_class for its_class, _ in found[0]}
+    assert len(held_out) == 16 and held_out != set(classes[:16])
+
+
+def test_of_a_name_that_all_have_the_folder_chooses(tmp_path: Path) -> None:
+    """A class for one task and none for the other, and yet both hold out the same."""
+    write(tmp_path, {f"scene_{number:03}/view.{kind}": b"" for number in range(300) for kind in ("jpg", "json")})
+    _, masks = open_splits(tmp_path)
+    _, pictures = open_picture_splits(tmp_path)
+    scenes = [sorted(Path(half.name(sample)).parent.name for sample in range(3)) for half in (masks, pictures)]
+    assert len(masks) == len(pictures) == 3
+    assert scenes[0] == scenes[1] != ["scene_000", "scene_001", "scene_002"]
