@@ -126,11 +126,16 @@ def _by_task(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Pa
     """What the training itself measures of a task, and how many pictures were drawn."""
     from sam_ds.engine import distributed
     from sam_ds.training import tasks
+    from sam_ds.training.state import RunFolder
 
     recipe, kit = loaded.recipe, tasks.kit(loaded.recipe.task)
+    run = _run_of(loaded.weights)
+    known = kit.classes = RunFolder(run).classes() if run else []
     distributed.init()
     try:
         kit.open_data(args.data, args.val)
+        if kit.classes and not known:
+            print(f"note: no classes.json says which classes {loaded.weights} counts: those of {args.data} are taken")
         columns = kit.baselines(recipe, device)
         if args.untrained:
             untrained = _untrained(loaded).to(device).eval()
@@ -144,10 +149,14 @@ def _by_task(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Pa
 
 def default_output(weights: Path) -> Path:
     """evaluation/step_… of the run a checkpoint belongs to; beside any other file of weights."""
-    step = weights.parent
-    if step.parent.name == "checkpoints":
-        return step.parent.parent / "evaluation" / step.name
-    return weights.parent / "evaluation" / weights.stem
+    run = _run_of(weights)
+    return run / "evaluation" / weights.parent.name if run else weights.parent / "evaluation" / weights.stem
+
+
+def _run_of(weights: Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to."""
+    root = weights.parent.parent
+    return root.parent if root.name == "checkpoints" else None
 
 
 class _Counted:

@@ -159,9 +159,8 @@ def open_run(
         engine = Engine(build, recipe, config, paranoid=paranoid)
         state, source, notes = restore(engine, folder, sources, distributed.on_main(kit.fingerprint))
         notes += distributed.on_main(lambda: _check_disk(folder, engine))
-    tracker = _start_folder(folder, engine, source, state, start)
-    notes += filter(None, [batch_note(recipe, config.global_batch(distributed.world_size()), config.source)])
-    progress = _open_progress(recipe, state, start, [*lost, *notes])
+    tracker = _start_folder(folder, kit.classes, engine, source, state, start)
+    progress = _open_progress(engine, state, start, [*lost, *notes])
     return Run(
         recipe=recipe,
         folder=folder,
@@ -189,10 +188,13 @@ def _find_start(kit: tasks.Kit, recipe: Recipe, sources: list[Path]) -> Handover
     return None if sources else distributed.on_main(lambda: first_weights.look(kit, recipe), watchdog.meet)
 
 
-def _open_progress(recipe: Recipe, state: TrainState, start: Handover | None, notes: list[str]) -> Progress:
+def _open_progress(engine: Engine, state: TrainState, start: Handover | None, notes: list[str]) -> Progress:
+    recipe, config = engine.recipe, engine.config
     progress = Progress(recipe.train.steps, state.step, enabled=distributed.is_main())
-    for note in [*notes, *([f"starting from {start}"] if start else [])]:
-        progress.say(note)
+    of_batch = batch_note(recipe, config.global_batch(distributed.world_size()), config.source)
+    for note in [*notes, of_batch, f"starting from {start}" if start else ""]:
+        if note:
+            progress.say(note)
     return progress
 
 
@@ -248,7 +250,12 @@ def _open_folder(folder: RunFolder, resume: str, mirror: str) -> tuple[list[Path
 
 
 def _start_folder(
-    folder: RunFolder, engine: Engine, source: Path | None, state: TrainState, start: Handover | None
+    folder: RunFolder,
+    classes: list[str],
+    engine: Engine,
+    source: Path | None,
+    state: TrainState,
+    start: Handover | None,
 ) -> Tracker:
     main, recipe = distributed.is_main(), engine.recipe
     settings: dict[str, Any] = engine.effective_config()
@@ -258,6 +265,8 @@ def _start_folder(
         folder.start(recipe, settings, machine, state.step if source and folder.owns(source) else None)
         if start:
             folder.add_start(start.to_dict())
+        if classes:
+            folder.add_classes(classes)
     watchdog.meet()
     params = {"recipe": recipe_file.to_dict(recipe), "deepspeed": settings, "environment": machine}
     step = state.step if source else None

@@ -24,6 +24,7 @@ class SplitsKit(Generic[SetT]):
 
     def __init__(self) -> None:
         self._splits: tuple[SetT, SetT] | None = None
+        self.classes: list[str] = []
 
     @property
     def splits(self) -> tuple[SetT, SetT]:

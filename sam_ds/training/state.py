@@ -16,7 +16,7 @@ from sam_ds.storage import checkpoints
 from sam_ds.tracking import journal
 
 # What a training reports into, and what must not be taken for a report of another one.
-_REPORTS = ("init.json", "evaluations.json", journal.NAME, "mlflow.json", "tensorboard")
+_REPORTS = ("init.json", "classes.json", "evaluations.json", journal.NAME, "mlflow.json", "tensorboard")
 _DRAWING = ("batch", "pictures")  # settings of an evaluation that change no number
 
 
@@ -92,6 +92,29 @@ class RunFolder:
     def add_start(self, start: dict[str, Any]) -> None:
         """Write down which weights of ``model.init`` the model took."""
         self._write("init.json", start)
+
+    def add_classes(self, classes: list[str]) -> None:
+        """Write down what the classes that labels count are called, in their order."""
+        self._write("classes.json", classes)
+
+    def classes(self) -> list[str]:
+        """What ``add_classes`` wrote; none if it was not called.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        path = self.path / "classes.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged: it cannot be read ({error})") from None
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise UserError(f"{path} is damaged: it is no list of names")
+        if len(set(found)) < len(found):
+            raise UserError(f"{path} is damaged: a class is in it twice")
+        return found
 
     def evaluations(self) -> dict[str, dict[str, float]]:
         """What was measured so far, by title: "untrained", the baselines, "step 600"."""

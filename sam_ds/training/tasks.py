@@ -29,6 +29,10 @@ class Loader(Protocol):
 class Kit(Protocol):
     """What the trainer needs for one task."""
 
+    # What the classes that labels count are called, in their order, where it is the pictures that say it: once
+    # ``open_data`` was called those to train on, unless a trained model's were set before.
+    classes: list[str]
+
     def score(self, recipe: Recipe, results: dict[str, float]) -> float:
         """The number, higher is better, that the best checkpoint is chosen by."""
         ...

@@ -14,6 +14,7 @@ from sam_ds.config.errors import UserError
 from sam_ds.config.schema import Recipe
 from sam_ds.recipes import RECIPES
 from sam_ds.storage import checkpoints
+from sam_ds.training.state import RunFolder
 from tests.fuzz.mutate import json_case, other_bytes
 
 _LONGEST_TEXT = 100_000  # characters of a message that quotes what was wrong
@@ -152,6 +153,25 @@ class RecipeFile:
         except UserError as error:
             return refused(error)
         _check_recipe(recipe)
+        return True
+
+
+class Classes:
+    """What a run folder says that its classes are called."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = RunFolder(folder)
+
+    def draw(self, rng: Random) -> bytes:
+        return json_case(rng, [["n01440764", "n01443537"], ["cat", "dog", "größer"]])
+
+    def check(self, case: bytes) -> bool:
+        (self._folder.path / "classes.json").write_bytes(case)
+        try:
+            found = self._folder.classes()
+        except UserError as error:
+            return refused(error)
+        assert len({str(name) for name in found}) == len(found)
         return True
 
 

@@ -42,7 +42,7 @@ def targets(folder: Path) -> list[Target]:
     picture, pictures = of_pictures.Picture(), of_pictures.IndexFile(at("pictures"))
     coco, label_map = of_downstream.CocoJson(at("coco")), of_downstream.LabelMap()
     tar, jpeg, weights = of_tars.Tar(at("tar")), of_data.Jpeg(), of_weights.Weights(at("weights"))
-    start = of_weights.Starts()
+    start, classes = of_weights.Starts(), of_config.Classes(at("classes"))
     return [
         Target("rle", 24, of_data.draw_masks, of_data.check_masks),
         Target("sa1b json", 12, record.draw, record.check),
@@ -58,6 +58,7 @@ def targets(folder: Path) -> list[Target]:
         Target("hostfile", 16, host.draw, host.check),
         Target("--set", 10, of_config.draw_settings, of_config.check_settings),
         Target("recipe json", 4, recipe.draw, recipe.check),
+        Target("classes json", 1, classes.draw, classes.check),
         Target("manifest", 4, manifest.draw, manifest.check),
         Target("weights", 2, weights.draw, weights.check),
         Target("names and shapes", 4, start.draw, start.check),

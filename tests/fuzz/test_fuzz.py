@@ -26,6 +26,7 @@ NAMES = [
     "hostfile",
     "--set",
     "recipe json",
+    "classes json",
     "manifest",
     "weights",
     "names and shapes",

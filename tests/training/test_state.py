@@ -113,6 +113,26 @@ def test_numbers_of_other_evaluations_are_dropped(tmp_path: Path) -> None:
     assert folder.evaluations() == {}
 
 
+def test_what_classes_are_called_is_written_down(tmp_path: Path) -> None:
+    folder = _measured(tmp_path)
+    assert folder.classes() == []
+    folder.add_classes(["n02", "n01"])
+    assert folder.classes() == ["n02", "n01"]
+    folder.start(_recipe((1, 3)), {}, {}, 10)
+    assert folder.classes() == ["n02", "n01"]
+    folder.start(_recipe((1, 3)), {}, {}, None)  # another training, which may have none
+    assert folder.classes() == []
+
+
+@pytest.mark.parametrize("text", ["", '["a"', '{"a": 1}', '["a", 1]', '["a", "b", "a"]', "[" * 100_000, "\udcff"])
+def test_classes_that_cannot_be_read_are_one_clear_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=f"{path} is damaged") as said:
+        RunFolder(tmp_path).classes()
+    assert "\n" not in str(said.value)
+
+
 def test_a_write_that_fails_leaves_the_numbers_there(tmp_path: Path) -> None:
     folder = _measured(tmp_path)
     with pytest.raises(TypeError):
