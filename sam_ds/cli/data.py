@@ -52,10 +52,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from sam_ds.data.halves import halves
     from sam_ds.data.imagenet import PictureIndex
     from sam_ds.data.index import Index
     from sam_ds.data.scan import has_pairs
-    from sam_ds.data.table import build_table, halves
+    from sam_ds.data.table import build_table
 
     kind, parts = (Index, [args.path]) if has_pairs(args.path) else (PictureIndex, halves(args.path))
     for part in parts:

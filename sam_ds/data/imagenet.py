@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from sam_ds.config.errors import UserError
 from sam_ds.data.files import BadSampleError
+from sam_ds.data.halves import open_halves
 from sam_ds.data.scan import LOOSE, Finding, Place, is_picture, without_repeats
-from sam_ds.data.table import Kind, Table, open_halves, open_table
+from sam_ds.data.table import Kind, Table, open_table
 
 NO_CLASS = -1
 _NUMBERED = re.compile(r"(.*[^0-9A-Za-z])?\d{4,}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sam_ds.data.halves import open_halves
 from sam_ds.data.scan import Pairs, row_dtype
-from sam_ds.data.table import IndexReport, Kind, Table, build_table, open_halves, open_table
+from sam_ds.data.table import IndexReport, Kind, Table, build_table, open_table
 
 _MOST_HELD_OUT = 500  # pictures; their masks are many
 

@@ -11,13 +11,13 @@ from PIL import Image
 from sam_ds.config.errors import UserError
 from sam_ds.config.schema import DataConfig
 from sam_ds.data.files import BadSampleError
+from sam_ds.data.halves import halves
 from sam_ds.data.imagenet import PictureIndex, open_pictures
 from sam_ds.data.index import Index, open_index
 from sam_ds.data.pictures import PictureReader, open_picture
 from sam_ds.data.reader import Pixels, Raw, Reader, decode
 from sam_ds.data.samples import parse_runs, usable_masks
 from sam_ds.data.scan import has_pairs
-from sam_ds.data.table import halves
 from sam_ds.ops.rasterize import rasterize
 from sam_ds.types import MaskRuns
 

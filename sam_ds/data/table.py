@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_ds.config.errors import UserError
-from sam_ds.data.scan import Finding, Gather, leads_outside, name_hashes, scan
+from sam_ds.data.scan import Finding, Gather, leads_outside, scan
 
 FORMAT = 2  # raised too when other samples of the same files are taken
 # What comes of reading an index that is not one, the second line of NumPy's headers.
@@ -84,7 +84,7 @@ class Table:
             digest.update(self.rows.tobytes())
         return digest.hexdigest()[:16]
 
-    def subset(self: _TableT, samples: npt.NDArray[np.int64]) -> _TableT:
+    def subset(self: TableT, samples: npt.NDArray[np.int64]) -> TableT:
         """These samples only, numbered from 0."""
         rows = samples if self.rows is None else self.rows[samples]
         return type(self)(self.root, self.table, self.header, rows)
@@ -101,7 +101,7 @@ class Table:
         return self.place(sample)[1]
 
 
-_TableT = TypeVar("_TableT", bound=Table)
+TableT = TypeVar("TableT", bound=Table)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class IndexReport:
         return f"{self.path}: {self.samples} {self.what}, {self.shards} tars, {faults}"
 
 
-def open_table(cls: type[_TableT], path: str | Path, tell: Callable[[str], None] | None = None) -> _TableT:
+def open_table(cls: type[TableT], path: str | Path, tell: Callable[[str], None] | None = None) -> TableT:
     """The index of a folder, built first, as ``build_table`` does, if there is none or the folder has changed.
 
     Raises:
@@ -178,50 +178,6 @@ def build_table(cls: type[Table], path: str | Path, tell: Callable[[str], None] 
     return report
 
 
-def open_halves(
-    cls: type[_TableT], path: str | Path, most: int, tell: Callable[[str], None] | None = None
-) -> tuple[_TableT, _TableT]:
-    """The training and the evaluation part of a set.
-
-    They are the sub-folders train/ and val/ where there are both. Otherwise 1 % of the pictures (at least 1, at most
-    ``most``) is held out: those whose names hash lowest, whatever the order or the tars they lie in. Neither extensions
-    nor folders count, as these may be classes for one task and none for another: what is held out of a folder for
-    SA-1B's task is held out for its pre-training on pictures alone too.
-
-    Raises:
-        UserError: as ``open_table``; or the set has a single picture, so that nothing could be held out.
-    """
-    train, *val = halves(path)
-    index = open_table(cls, train, tell)
-    if val:
-        return index, open_table(cls, val[0], tell)
-    if len(index) < 2:
-        raise UserError(f"{index.root} has a single {cls.kind.what}: give at least 2, or sub-folders train and val")
-    held_out = min(most, max(1, round(len(index) / 100)))
-    lowest = _lowest(index, held_out)
-    return index.subset(np.delete(np.arange(len(index)), lowest)), index.subset(lowest)
-
-
-def _lowest(index: Table, count: int) -> npt.NDArray[np.int64]:
-    """Whose names hash lowest; of those of the last name that counts, which many folders may have, whose paths do."""
-    hashes = name_hashes(index.samples[index.kind.name], extensions=index.kind.extensions)
-    last = np.partition(hashes, count - 1)[count - 1]
-    lower, tied = np.flatnonzero(hashes < last), np.flatnonzero(hashes == last)
-    by_path = sorted(tied.tolist(), key=lambda sample: _hash(index.path(sample)))
-    return np.sort(np.append(lower, by_path[: count - len(lower)]))
-
-
-def _hash(path: str) -> bytes:
-    return hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def halves(path: str | Path) -> list[Path]:
-    """The sub-folders train/ and val/ where there are both, else the folder itself."""
-    root = Path(path).expanduser()
-    parts = [root / "train", root / "val"]
-    return parts if all(part.is_dir() for part in parts) else [root]
-
-
 def _folder_of(path: str | Path, kind: Kind) -> Path:
     """
     Raises:
@@ -252,12 +208,12 @@ def _writable_home(root: Path) -> Path:
     raise UserError(f"neither {_homes(root)[0]} nor {_homes(root)[1]} can be written: set XDG_CACHE_HOME to a folder")
 
 
-def _fresh(root: Path, cls: type[_TableT]) -> _TableT | None:
+def _fresh(root: Path, cls: type[TableT]) -> TableT | None:
     """An index that still fits the folder, else None."""
     return next((found for home in _homes(root) if (found := _opened(root, home, cls)) is not None), None)
 
 
-def _opened(root: Path, home: Path, cls: type[_TableT]) -> _TableT | None:
+def _opened(root: Path, home: Path, cls: type[TableT]) -> TableT | None:
     try:
         header = json.loads((home / cls.kind.header).read_text())
         if header["format"] != FORMAT or not _fits(root, header) or not _is_whole(home, header, cls.kind):
