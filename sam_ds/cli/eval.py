@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _by_prompts(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: Path) -> tuple[dict[str, Any], int]:
     """What clicks and boxes bring, and how many pictures were drawn."""
-    from sam_ds.data.index import open_index, open_splits
+    from sam_ds.data.index import open_splits
     from sam_ds.data.loader import EvalLoader
     from sam_ds.evaluation.baseline import AREA_PICTURES, DiscBaseline, mean_area_fraction
     from sam_ds.evaluation.interactive import Predictor, evaluate
     from sam_ds.evaluation.metrics import table
     from sam_ds.evaluation.pictures import Gallery
 
-    train, val = (open_index(args.data), open_index(args.val)) if args.val else open_splits(args.data)
+    train, val = open_splits(args.data, val=args.val)
     recipe, side = loaded.recipe, loaded.model.config.image_size
     loader = EvalLoader(val, recipe.data, side, recipe.eval, 0, 1)
     for_area = replace(recipe.eval, max_pictures=AREA_PICTURES, max_masks=0)

@@ -15,7 +15,11 @@ from sam_ds.data.table import Table, TableT, open_table
 
 
 def open_halves(
-    cls: type[TableT], path: str | Path, most: int, tell: Callable[[str], None] | None = None
+    cls: type[TableT],
+    path: str | Path,
+    most: int,
+    tell: Callable[[str], None] | None = None,
+    val: str | Path | None = None,
 ) -> tuple[TableT, TableT]:
     """The training and the evaluation part of a set.
 
@@ -24,13 +28,17 @@ def open_halves(
     nor folders count, as these may be classes for one task and none for another: what is held out of a folder for
     SA-1B's task is held out for its pre-training on pictures alone too.
 
+    Args:
+        val: another set, to be evaluated on: its val/ where it has both sub-folders, else all of it. Then nothing is
+            held out of ``path``, and of its sub-folders, train/ is taken alone.
+
     Raises:
         UserError: as ``open_table``; or the set has a single picture, so that nothing could be held out.
     """
-    train, *val = halves(path)
+    train, *own = halves(path)
     index = open_table(cls, train, tell)
-    if val:
-        return index, open_table(cls, val[0], tell)
+    if val or own:
+        return index, open_table(cls, halves(val)[-1] if val else own[0], tell)
     if len(index) < 2:
         raise UserError(f"{index.root} has a single {cls.kind.what}: give at least 2, or sub-folders train and val")
     held_out = min(most, max(1, round(len(index) / 100)))

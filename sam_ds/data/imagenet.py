@@ -177,13 +177,9 @@ def open_picture_splits(
 ) -> tuple[PictureIndex, PictureIndex]:
     """The pictures to train on and to evaluate on, their labels counting the classes that are trained.
 
-    Args:
-        val: the folder to evaluate on; without it they are ``open_halves`` of ``path``.
+    They are ``open_halves`` of ``path`` and ``val``.
     """
-    if val is None:
-        train, rest = open_halves(PictureIndex, path, _MOST_HELD_OUT, tell)
-    else:
-        train, rest = open_pictures(path, tell), open_pictures(val, tell)
+    train, rest = open_halves(PictureIndex, path, _MOST_HELD_OUT, tell, val)
     return train, rest.known_as(train.classes)
 
 

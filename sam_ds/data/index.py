@@ -42,6 +42,8 @@ def build_index(path: str | Path, tell: Callable[[str], None] | None = None) -> 
     return build_table(Index, path, tell)
 
 
-def open_splits(path: str | Path, tell: Callable[[str], None] | None = None) -> tuple[Index, Index]:
+def open_splits(
+    path: str | Path, tell: Callable[[str], None] | None = None, val: str | Path | None = None
+) -> tuple[Index, Index]:
     """``open_halves`` of SA-1B's samples."""
-    return open_halves(Index, path, _MOST_HELD_OUT, tell)
+    return open_halves(Index, path, _MOST_HELD_OUT, tell, val)

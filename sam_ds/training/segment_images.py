@@ -11,7 +11,7 @@ import torch
 from sam_ds.config import curriculum
 from sam_ds.config.deepspeed import DeepSpeedConfig
 from sam_ds.config.schema import Recipe
-from sam_ds.data.index import Index, open_index, open_splits
+from sam_ds.data.index import Index, open_splits
 from sam_ds.data.loader import EvalLoader, TrainLoader
 from sam_ds.engine import distributed
 from sam_ds.engine.preemption import stop
@@ -40,7 +40,7 @@ class SegmentImagesKit(SplitsKit[Index]):
 
     def open_data(self, data: str, val: str | None, tell: Callable[[str], None] | None = None) -> None:
         """``val`` names the pictures to evaluate on; without it, ``data`` is split."""
-        self._splits = (open_index(data, tell), open_index(val, tell)) if val else open_splits(data, tell)
+        self._splits = open_splits(data, tell, val)
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> TrainLoader:
         side = sam_config(recipe.model.preset).image_size

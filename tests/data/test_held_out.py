@@ -58,6 +58,24 @@ def test_pretraining_does_not_see_what_sam_is_evaluated_on(tmp_path: Path, layou
         assert set(held_out) <= set(_numbers(val)) and not set(held_out) & set(_numbers(train))
 
 
+@pytest.mark.parametrize("opened", [open_splits, open_picture_splits])
+def test_of_two_sets_one_half_each_is_taken(tmp_path: Path, opened) -> None:
+    """As of COCO's and ADE20K's: a set's val/ is not trained on because another one is evaluated on."""
+    for name, first in (("one", 0), ("other", 100)):
+        for half, numbers in (("train", range(first, first + 30)), ("val", range(first + 30, first + 40))):
+            write(tmp_path / name / half, _pairs(numbers))
+    write(tmp_path / "plain", _pairs(range(200, 220)))
+    for data, val, wanted in [
+        ("one", None, (range(30), range(30, 40))),
+        ("one", "other", (range(30), range(130, 140))),
+        ("one", "plain", (range(30), range(200, 220))),
+        ("plain", "one", (range(200, 220), range(30, 40))),
+        ("one/train", "one/val", (range(30), range(30, 40))),
+    ]:
+        halves = opened(tmp_path / data, val=tmp_path / val if val else None)
+        assert [set(_numbers(half)) for half in halves] == [set(numbers) for numbers in wanted]
+
+
 def _class_folders(root: Path, pictures: dict[str, bytes]) -> None:
     write(root, pictures)
 
