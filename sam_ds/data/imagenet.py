@@ -29,6 +29,8 @@ NO_CLASS = -1
 _NUMBERED = re.compile(r"(.*[^0-9A-Za-z])?\d{4,}")
 _MOST_HELD_OUT = 50_000  # pictures; ImageNet evaluates on as many
 _FEW = 3  # names that a message lists
+# Folders that part a set. One alone may well be a class: COCO's and CIFAR-100's trains are called so.
+_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def row_dtype(name_bytes: int) -> np.dtype[np.void]:
@@ -187,8 +189,15 @@ def need_classes(train: PictureIndex, val: PictureIndex) -> None:
     """What a task that learns classes asks of ``open_picture_splits``.
 
     Raises:
-        UserError: there are not two classes, or a picture has none of them.
+        UserError: there are not two classes, or a picture has none of them, or they are parts of the set.
     """
+    for index in (train, val):
+        parts = [name for name in index.found if name.lower() in _PARTS]
+        if len(parts) > 1:
+            raise UserError(
+                f"{index.root} has parts of a set where classes should be ({', '.join(parts)}): call them train and "
+                f"val, or give one as --data and another as --val"
+            )
     if len(train.classes) < 2:
         found = f"one class, {train.classes[0]}" if train.classes else "no classes"
         raise UserError(f"{train.root} has {found}: give a folder or a tar for each of at least 2 classes")

@@ -215,6 +215,21 @@ def test_classes_that_are_needed(folders: Path, tmp_path: Path) -> None:
     assert {val.label(i) for i in range(5)} == {NO_CLASS}
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "valid", "extra"), ("test", "validation")])
+def test_parts_of_a_set_are_no_classes(folders: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    parted = write(tmp_path / "parted", {f"{part}/{name}": jpeg(1) for part in names for name in files()})
+    message = rf"parted has parts of a set where classes should be \(.*\b{names[1]}\b.*\): call them train and val, or"
+    for data, val in ((parted, None), (parted, folders), (folders, parted)):
+        with pytest.raises(UserError, match=message) as caught:
+            need_classes(*open_picture_splits(data, val=val))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    vehicles = write(tmp_path, {f"{name}/{i}.jpg": jpeg(i) for name in ("bus", "car", "train") for i in range(2)})
+    need_classes(*open_picture_splits(vehicles))
+
+
 def test_an_index_that_came_with_the_set(folders: Path, tmp_path: Path) -> None:
     """It names nothing but the set's own files and classes."""
     (tmp_path / "x.jpg").write_bytes(b"secret")
