@@ -104,9 +104,10 @@ def _by_boxes(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: P
     from sam_ds.data.boxes import BoxMaker
     from sam_ds.data.coco import open_coco
     from sam_ds.evaluation.box_masks import found_marks, masks_of_boxes, true_marks
-    from sam_ds.evaluation.coco import coco_table, score_masks
+    from sam_ds.evaluation.coco import coco_table, score_masks, true_masks
 
     val = open_coco(args.val or args.data, "val")
+    truth = true_masks(val)
     marks = found_marks(args.boxes, val) if args.boxes else true_marks(val)
     maker = BoxMaker(val, loaded.recipe.data, loaded.model.config.image_size)
     loader = eval_stream(maker, loaded.recipe.eval, 0, 1)
@@ -116,7 +117,7 @@ def _by_boxes(args: argparse.Namespace, loaded: Loaded, device: Any, pictures: P
         batches = _progress(loader, name)
         samples, results = masks_of_boxes(model.to(device).eval(), batches, val, marks, device)
         path.write_text(json.dumps(results) + "\n", encoding="utf-8")  # the model's stay
-        columns[name] = score_masks(val, samples, results)
+        columns[name] = score_masks(val, truth, samples, results)
     print(coco_table(columns))
     print(f"measured on {len(results)} boxes of {len(samples)} pictures; the model's masks are in {path}")
     return {"pictures": len(samples), "metrics": columns}, 0

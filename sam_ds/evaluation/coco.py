@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from sam_ds.config.errors import UserError
+from sam_ds.data import runs
+from sam_ds.data.reader import check_pixels
 from sam_ds.evaluation import tables
 from sam_ds.modeling.sam.sam import normalize
 from sam_ds.types import BoxBatch
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from sam_ds.modeling.detector import Detections, Detector
 
 MAX_FOUND = 100  # boxes of a picture that COCO's evaluation looks at, those with the highest scores
+_FARTHEST = 1_000_000  # pixels that a polygon's corner may be away; pycocotools takes a step for each on every edge
 # COCOeval's twelve figures, in its order.
 _FIGURES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -107,16 +111,66 @@ def score_boxes(pictures: CocoSet, samples: Sequence[int], found: Rows) -> dict[
     Raises:
         UserError: the pictures have no box.
     """
-    return _score("bbox", pictures, samples, as_results(found))
+    return _score("bbox", pictures, _truth(pictures), samples, as_results(found))
 
 
-def score_masks(pictures: CocoSet, samples: Sequence[int], results: list[dict[str, Any]]) -> dict[str, float]:
+def score_masks(
+    pictures: CocoSet, truth: COCO, samples: Sequence[int], results: list[dict[str, Any]]
+) -> dict[str, float]:
     """COCO's figures of masks, in COCO's format of results, found in some of the pictures.
+
+    Args:
+        truth: their ``true_masks``.
 
     Raises:
         UserError: the pictures have no mask.
     """
-    return _score("segm", pictures, samples, results)
+    return _score("segm", pictures, truth, samples, results)
+
+
+def true_masks(pictures: CocoSet) -> COCO:
+    """What masks are scored by. It is made before any is looked for, so that a mistake in it costs no time.
+
+    Raises:
+        UserError: an annotation has no mask, or one that is not as COCO's.
+    """
+    truth = _truth(pictures)
+    sizes = {row["id"]: (row["height"], row["width"]) for row in truth.dataset["images"]}
+    marks, codes = truth.dataset["annotations"], list[dict[str, Any]]()
+    try:
+        codes.extend(_run_lengths(mark["segmentation"], sizes[mark["image_id"]]) for mark in marks)
+    except Exception as error:  # what pycocotools raises is documented nowhere, and may be an Exception itself
+        words = f"the segmentation of annotations[{len(codes)}] is not as COCO's: {type(error).__name__} {error}"
+        raise UserError(f"{pictures.annotations}: {words}") from error
+    for mark, code in zip(marks, codes, strict=True):
+        mark["segmentation"] = code
+    return truth
+
+
+def _run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Polygons, or run lengths in either of COCO's forms, as the form of pycocotools, for this height and width.
+
+    Its C code looks at nothing: run lengths of another sum may never end there, and far corners end the process.
+    """
+    check_pixels(size)
+    if not segmentation:
+        raise ValueError("it is empty")
+    if isinstance(segmentation, list):
+        corners = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+        polygons = [polygon.ravel().tolist() for polygon in corners if len(polygon) > 2]  # others have no area
+        if not polygons:
+            raise ValueError("no polygon has three corners")
+        if not (np.abs(np.concatenate(corners)) <= _FARTHEST).all():  # which nothing is that is no number
+            raise ValueError(f"a corner is not within {_FARTHEST:,} pixels")
+        codes = rle.frPyObjects(polygons, *size)
+    else:
+        try:
+            runs.parse([segmentation], size)
+        except runs.BadRunsError as error:
+            raise ValueError(f"its RLE {error.reason}") from error
+        codes = [rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation]
+    code: dict[str, Any] = rle.merge(codes)
+    return code
 
 
 def as_results(found: Rows) -> list[dict[str, Any]]:
@@ -127,18 +181,15 @@ def as_results(found: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def _score(kind: str, pictures: CocoSet, samples: Sequence[int], results: list[dict[str, Any]]) -> dict[str, float]:
+def _score(
+    kind: str, pictures: CocoSet, truth: COCO, samples: Sequence[int], results: list[dict[str, Any]]
+) -> dict[str, float]:
     """Figures from 0 to 1; those of sizes that no object has are left out."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what we return
-        truth = _truth(pictures, kind)
         evaluation = COCOeval(truth, truth.loadRes(results) if results else COCO(), kind)
         evaluation.params.imgIds = pictures.picture_ids[list(samples)].tolist()
         evaluation.params.catIds = list(pictures.categories)
-        try:
-            evaluation.evaluate()
-        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-            words = f"{type(error).__name__} {error}"
-            raise UserError(f"{pictures.annotations} has a segmentation that is not as COCO's: {words}") from error
+        evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     figures = dict(zip(_FIGURES, evaluation.stats.tolist(), strict=True))
@@ -147,7 +198,7 @@ def _score(kind: str, pictures: CocoSet, samples: Sequence[int], results: list[d
     return {name: value for name, value in figures.items() if value >= 0}
 
 
-def _truth(pictures: CocoSet, kind: str) -> COCO:
+def _truth(pictures: CocoSet) -> COCO:
     """The annotations, crowds too. Numbered anew: to COCOeval, an object with the number 0 is none."""
     raw = json.loads(pictures.annotations.read_bytes())
     marks: list[dict[str, Any]] = []
@@ -161,8 +212,8 @@ def _truth(pictures: CocoSet, kind: str) -> COCO:
                 "iscrowd": int(bool(mark.get("iscrowd", 0))),
                 "bbox": [left, top, width, height],
                 "area": float(mark.get("area", width * height)),
+                "segmentation": mark.get("segmentation"),
             }
-            | ({"segmentation": mark.get("segmentation")} if kind == "segm" else {})
         )
     sizes = zip(pictures.picture_ids.tolist(), pictures.sizes.tolist(), strict=True)
     truth = COCO()
@@ -171,7 +222,8 @@ def _truth(pictures: CocoSet, kind: str) -> COCO:
         "categories": [{"id": number} for number in pictures.categories],
         "annotations": marks,
     }
-    truth.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
     return truth
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from sam_ds.cli.main import main
 from sam_ds.config.schema import ModelConfig
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
+from sam_ds.evaluation import box_masks
 from sam_ds.modeling.convert import save_weights
 from sam_ds.modeling.presets import build_sam
 from tests.cli.test_bad_input import fails
@@ -52,6 +54,19 @@ def test_a_sam_s_masks_of_true_and_of_found_boxes(
     images = json.loads((sets / "coco/annotations/instances_val2017.json").read_text())["images"]
     assert masks[0]["score"] == 0.25
     assert masks[0]["segmentation"]["size"] == [images[1]["height"], images[1]["width"]]
+
+
+def test_a_mistake_in_the_true_masks_is_told_before_the_model_s_are_made(
+    sam: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(sets / "coco", tmp_path / "coco", symlinks=True)
+    path = tmp_path / "coco/annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"] = [[]]
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(box_masks, "masks_of_boxes", None)
+    line = fails(capsys, "eval", sam, "--preset", "tiny_256", "--data", tmp_path / "coco", "--coco")
+    assert "the segmentation of annotations[1] is not as COCO's" in line
 
 
 def test_options_that_would_do_nothing(sam: Path, sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

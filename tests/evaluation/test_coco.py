@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from sam_ds.config.errors import UserError
@@ -152,7 +153,8 @@ def test_masks_of_boxes_lie_where_the_boxes_are(rectangles: CocoSet, tmp_path: P
     samples, results = box_masks.masks_of_boxes(BoxFiller(), stream, rectangles, marks, CPU)
     assert len(results) == len(rectangles.boxes)
     assert {result["score"] for result in results} == {0.5}
-    figures = coco.score_masks(rectangles, samples, results)
+    truth = coco.true_masks(rectangles)
+    figures = coco.score_masks(rectangles, truth, samples, results)
     assert figures["ap50"] > 0.95
     assert figures["ap"] > 0.6  # a cell of the logits is two pixels wide
 
@@ -161,7 +163,59 @@ def test_masks_of_boxes_lie_where_the_boxes_are(rectangles: CocoSet, tmp_path: P
     marks = box_masks.found_marks(tmp_path / "boxes.json", rectangles)
     samples, results = box_masks.masks_of_boxes(BoxFiller(), stream, rectangles, marks, CPU)
     assert len(results) == len(found.rows)
-    assert coco.score_masks(rectangles, samples, results)["ap50"] > 0.95
+    assert coco.score_masks(rectangles, truth, samples, results)["ap50"] > 0.95
+
+
+def with_segmentation(pictures: CocoSet, folder: Path, place: int, segmentation: object) -> CocoSet:
+    """The set in another folder, with another segmentation of an annotation."""
+    content = json.loads(pictures.annotations.read_text())
+    content["annotations"][place]["segmentation"] = segmentation
+    (folder / "other" / "annotations").mkdir(parents=True)
+    (folder / "other" / "val2017").symlink_to(pictures.root)
+    (folder / "other" / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return open_coco(folder / "other", "val")
+
+
+def test_a_mask_is_the_same_in_every_form(rectangles: CocoSet, tmp_path: Path) -> None:
+    mark = coco.true_masks(rectangles).dataset["annotations"][3]
+    height, width = mark["segmentation"]["size"]
+    pixels = rle.decode(mark["segmentation"])
+    assert pixels.shape == (height, width) and 0 < pixels.sum() == pytest.approx(mark["area"], rel=0.2)
+    ends = np.flatnonzero(np.diff(pixels.T.ravel(), prepend=0, append=2))  # columns one after another
+    counts = {"size": [height, width], "counts": np.diff(ends, prepend=0).tolist()}
+    string = {"size": [height, width], "counts": mark["segmentation"]["counts"].decode()}
+    polygons = [*json.loads(rectangles.annotations.read_text())["annotations"][3]["segmentation"], [1, 2, 9, 9]]
+    for place, form in enumerate((counts, string, polygons)):
+        changed = with_segmentation(rectangles, tmp_path / str(place), 3, form)
+        assert coco.true_masks(changed).dataset["annotations"][3]["segmentation"] == mark["segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "words"),
+    [
+        (None, "ValueError it is empty"),
+        ([], "ValueError it is empty"),
+        ([[]], "no polygon has three corners"),
+        ([[1, 2]], "no polygon has three corners"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "ValueError cannot reshape"),
+        ([1, 2, 3, 4, 5, 6], "ValueError cannot reshape"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "a corner is not within 1,000,000 pixels"),
+        ([[1e9, 2, 3, 4, 5, 6]], "a corner is not within 1,000,000 pixels"),
+        ({"size": [120, 92], "counts": [5, 3]}, "ValueError its RLE covers another number of pixels"),
+        ({"size": [9, 12], "counts": [108]}, r"is for a picture of \[9, 12\], not \["),
+        ({"size": [120, 92], "counts": "zzz"}, "its RLE holds a character that is none"),
+        ({"counts": "abc"}, "KeyError 'size'"),
+    ],
+)
+def test_a_wrong_mask_is_told_before_any_is_looked_for(
+    rectangles: CocoSet, tmp_path: Path, segmentation: object, words: str
+) -> None:
+    """To pycocotools, some of these end the process, and some never end."""
+    changed = with_segmentation(rectangles, tmp_path, 3, segmentation)
+    with pytest.raises(UserError, match=words) as caught:
+        coco.true_masks(changed)
+    start = f"{changed.annotations}: the segmentation of annotations[3] is not as COCO's: "
+    assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

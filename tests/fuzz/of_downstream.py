@@ -16,7 +16,7 @@ from sam_ds.data.boxes import BoxMaker
 from sam_ds.data.class_maps import decode_labels
 from sam_ds.data.coco import open_coco
 from sam_ds.data.files import BadSampleError
-from sam_ds.evaluation.coco import score_boxes
+from sam_ds.evaluation.coco import score_boxes, score_masks, true_masks
 from sam_ds.types import UNLABELLED
 from tests.fuzz.mutate import json_case, other_bytes
 
@@ -33,18 +33,18 @@ class CocoJson:
             (folder / name).mkdir(exist_ok=True)
         for name in ("a.jpg", "b.jpg"):
             Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(folder / "val2017" / name)
-        box = {
-            "category_id": 90,
-            "bbox": [2, 3, 8.5, 6],
-            "area": 51.0,
-            "iscrowd": 0,
-            "segmentation": [[2, 3, 8, 3, 8, 9]],
-        }
+        box = {"category_id": 90, "bbox": [2, 3, 8.5, 6], "area": 51.0, "iscrowd": 0}
+        polygons = [[2, 3, 8, 3, 8, 9]]
+        runs, string = ({"size": [12, 20], "counts": counts} for counts in ([27, 6, 207], "k06_6"))
         self._content: dict[str, Any] = {
             "images": [
                 {"id": n, "file_name": f"{name}.jpg", "height": 12, "width": 20} for n, name in ((4, "a"), (9, "b"))
             ],
-            "annotations": [{"id": 0, "image_id": 4} | box, {"id": 7, "image_id": 9, "iscrowd": 1} | box],
+            "annotations": [
+                box | {"id": 0, "image_id": 4, "segmentation": polygons},
+                box | {"id": 7, "image_id": 9, "segmentation": runs, "iscrowd": 1},
+                box | {"id": 8, "image_id": 4, "segmentation": string},
+            ],
             "categories": [{"id": 90, "name": "last"}, {"id": 1, "name": "first"}],
         }
 
@@ -61,6 +61,11 @@ class CocoJson:
             assert not len(batch.boxes) or 0 <= batch.boxes.min() <= batch.boxes.max() <= _SIDE
             found = np.array([[float(pictures.picture_ids[0]), 2, 3, 8.5, 6, 0.5, float(pictures.categories[0])]])
             figures = score_boxes(pictures, samples, found)
+            assert all(0 <= value <= 1 for value in figures.values())
+            truth = true_masks(pictures)
+            mask = truth.dataset["annotations"][0]
+            result = {key: mask[key] for key in ("image_id", "category_id", "segmentation")} | {"score": 0.5}
+            figures = score_masks(pictures, truth, samples, [result])
             assert all(0 <= value <= 1 for value in figures.values())
         except UserError as error:
             assert str(error).strip()
