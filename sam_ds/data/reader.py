@@ -137,7 +137,7 @@ def fast_pixels(jpeg: bytes, wanted: tuple[int, int]) -> Pixels:
 
 
 def _decode_pillow(jpeg: bytes, size: tuple[int, int], denominator: int) -> Pixels:
-    with Image.open(io.BytesIO(jpeg)) as picture:
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:  # others may start programs
         _check_size((picture.height, picture.width), size)
         if denominator > 1:
             picture.draft("RGB" if picture.mode != "CMYK" else None, (size[1] // denominator, size[0] // denominator))

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from sam_ds.config.errors import UserError
+from sam_ds.data.files import BadSampleError
+from sam_ds.data.pictures import open_picture
 from sam_ds.data.pixels import show
 from sam_ds.data.transforms import whole_view
 from sam_ds.evaluation.source import Box, source_view
@@ -53,11 +54,10 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         UserError: there is no such file, or it is no picture.
     """
     try:
-        with Image.open(path) as picture:
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # a copy that torch may share
+        return open_picture(path.read_bytes()).pixels()[0]
     except FileNotFoundError:
         raise UserError(f"there is no picture {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's of broken files
+    except (OSError, BadSampleError) as error:
         raise UserError(f"{path} is not a picture that can be read: {error}") from None
 
 
