@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from sam_ds.config.errors import RankError, UserError
 
 TIMEOUT = timedelta(minutes=30)
+_LAST_TENSORS = 0.2  # seconds; to drop them takes microseconds
 _control: dist.ProcessGroup | None = None  # made with the process group
 _timeout = TIMEOUT  # of every group
 _LOST = (
@@ -105,6 +107,10 @@ def shut_down() -> None:
     """Leave the process group, so that the interpreter ends without waiting for anyone."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Gloo's threads drop the tensors of the last messages, for which they ask for the interpreter's lock. One that
+        # waits for it when the interpreter ends aborts the process, a finished training's too; DeepSpeed holds on to
+        # the groups, so that destroying them does not wait for their threads. Here the lock is free.
+        time.sleep(_LAST_TENSORS)
 
 
 def says_ranks_are_lost(error: BaseException) -> bool:
