@@ -34,11 +34,11 @@ def test_a_pyramid_has_the_strides_and_layers_of_vitdet() -> None:
     pyramid = FeaturePyramid(32, 16)
     levels = pyramid(torch.randn(2, 8, 8, 32))
     assert [tuple(level.shape) for level in levels] == [(2, 16, side, side) for side in (32, 16, 8, 4)]
-    names = [[type(layer).__name__ for layer in level] for level in pyramid.levels]
+    names = [[type(layer).__name__ for layer in level] for level in pyramid.levels.values()]
     up, last = "ConvTranspose2d", ["Conv2d", "ChannelNorm", "Conv2d", "ChannelNorm"]
     assert names == [[up, "ChannelNorm", "GELU", up, *last], [up, *last], last, ["MaxPool2d", *last]]
-    assert pyramid.levels[0][0].weight.shape[:2] == (32, 16)
-    assert pyramid.levels[0][3].weight.shape[:2] == (16, 8)
+    assert pyramid.levels["0"][0].weight.shape[:2] == (32, 16)
+    assert pyramid.levels["0"][3].weight.shape[:2] == (16, 8)
 
 
 def test_what_is_built_takes_the_encoder_of_a_sam(small: ModelConfig) -> None:
