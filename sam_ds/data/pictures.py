@@ -128,13 +128,8 @@ def _orientation(jpeg: bytes) -> int:
     tables = jpeg.find(b"\xff\xdb")  # what is said about a picture comes before them
     if b"Exif\0\0" not in jpeg[:tables]:
         return 1
-    try:
-        with _quiet(), Image.open(io.BytesIO(jpeg), formats=_FORMATS) as picture:
-            found = picture.getexif().get(_ORIENTATION, 1)
-    except MemoryError as error:  # else it would be turned on one machine and not on another
-        raise BadSampleError(f"it does not fit into memory: {error}") from error
-    except Exception:  # a damaged tag turns nothing, and Pillow raises anything; if more is damaged, decoding says so
-        return 1
+    with _opened(jpeg) as picture:
+        found = picture.getexif().get(_ORIENTATION, 1)
     return found if found in _UPRIGHT else 1
 
 
@@ -142,13 +137,20 @@ def _decode_pillow(content: bytes, upright: bool) -> Pixels:
     """RGB of any format; of an animation, the first picture."""
     if not content:
         raise BadSampleError("the file is empty")
+    with _opened(content) as picture:
+        check_pixels((picture.height, picture.width))
+        if max(_LARGE, len(content) * _MOST_PER_BYTE) < picture.height * picture.width:
+            size = f"{picture.width}x{picture.height}"
+            raise BadSampleError(f"the picture is damaged: {len(content)} bytes say that they are {size} pixels")
+        return _rgb(ImageOps.exif_transpose(picture) if upright else picture)
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """What Pillow opens. All that it raises then, and inside, is BadSampleError."""
     try:
         with _quiet(), Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            check_pixels((picture.height, picture.width))
-            if max(_LARGE, len(content) * _MOST_PER_BYTE) < picture.height * picture.width:
-                size = f"{picture.width}x{picture.height}"
-                raise BadSampleError(f"the picture is damaged: {len(content)} bytes say that they are {size} pixels")
-            return _rgb(ImageOps.exif_transpose(picture) if upright else picture)
+            yield picture
     except BadSampleError:
         raise
     except MemoryError as error:

@@ -139,6 +139,22 @@ def test_a_tag_that_there_is_no_memory_for_is_told(monkeypatch: pytest.MonkeyPat
         open_picture(content)
 
 
+def test_a_tag_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without simplejpeg: a picture is not turned here and refused there."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(Image.fromarray(_smooth()), "JPEG", exif=exif)
+
+    def broken(*args: object) -> None:
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    for module in (reader.simplejpeg, None):
+        monkeypatch.setattr(reader, "simplejpeg", module)
+        with pytest.raises(BadSampleError, match="the picture is damaged: not a TIFF file"):
+            open_picture(content)
+
+
 def test_tags_that_say_nothing() -> None:
     for value in (0, 9, 77):
         exif = Image.Exif()
