@@ -6,6 +6,7 @@ Of measurements that were repeated the newest counts, for each machine.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 from drawing import Panel, agreement, bars, panels
@@ -200,6 +201,22 @@ def learning(tables: Tables) -> Iterable[Chart]:
         measures = [name for name in found[0] if name.startswith("miou")]
         series = {row["model"]: [number(row, name) for name in measures] for row in found}
         yield f"learning {run}", bars(f"mean IoU on val, {run}", measures, series, "percent")
+
+
+def handover(tables: Tables) -> Iterable[Chart]:
+    """SAM from a pre-trained encoder and from nothing, on the way: means over the seeds."""
+    rows = newest(tables.get("handover", ()), "data", "steps", "settings", "mae_settings", "start", "seed", "step")
+    for (machine, data, steps), found in groups(rows, "machine", "data", "steps").items():
+        drawn = []
+        for name, what in (("miou@1", "1 click"), ("miou@8", "8 clicks")):
+            series = {}
+            for start, own in groups(found, "start", "mae_settings").items():
+                at = {step: column(some, name) for (step,), some in groups(own, "step").items()}
+                means = [statistics.mean(values) for values in at.values()]
+                series[" ".join(filter(None, start))] = ([float(step) for step in at], means)
+            drawn.append(Panel(f"mIoU after {what}, percent", series, "steps", "", log_y=False))
+        title = f"SAM from MAE and from scratch, {data}, {steps} steps, {short(machine)}"
+        yield title, panels(title, drawn)
 
 
 def about(row: Row, *names: str) -> str:

@@ -1,12 +1,13 @@
 """What a pre-trained encoder is worth: the same SAM, trained as long, from a masked autoencoder and from nothing.
 
 The recipe mae_tiny learns for so many minutes, once; then the recipe tiny is trained from it and from scratch, once for
-each seed, which also draws the order of the pictures and the prompts. Alike in all else. Both are trained by two ranks
-with ZeRO-2 and are measured on the set's own val part. Minutes are those of the steps: evaluation and saving are left
-out. Without --data, on a few drawn scenes.
+each seed, which also draws the order of the pictures and the prompts. Alike in all else but what --set-mae sets, as
+trained weights want other rates than drawn ones. Both are trained by two ranks with ZeRO-2 and are measured on the
+set's own val part, along the way too. Minutes are those of the steps: evaluation and saving are left out. Without
+--data, on a few drawn scenes.
 
-  python benchmarks/record_handover.py [--minutes 1] [--steps 60] [--seeds 1] [--no-save]
-  python benchmarks/record_handover.py --data ../shared/data/nuclei --minutes 10 --steps 500 --seeds 3
+  python benchmarks/record_handover.py [--minutes 1] [--steps 60] [--every 30] [--seeds 1] [--no-save]
+  python benchmarks/record_handover.py --data ../shared/data/nuclei --minutes 10 --steps 400 --every 100 --seeds 3
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> None:
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(args, Path(folder))
-    print(markdown(rows))
+    for step in dict.fromkeys(row["step"] for row in rows):
+        print(f"\nafter {step} steps\n" + markdown([row for row in rows if row["step"] == step]))
     if not args.no_save:
         append_rows(RESULTS / "handover.csv", rows)
 
@@ -46,43 +48,60 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="pictures with masks, with parts train and val (default: drawn)")
     parser.add_argument("--pictures", type=Path, help="what the autoencoder sees (default: those of --data)")
     parser.add_argument("--minutes", type=float, default=1.0, help="of the autoencoder's training")
+    parser.add_argument("--mae", type=Path, help="its run folder, if it is trained already")
     parser.add_argument("--steps", type=int, default=60, help="of SAM's training")
+    parser.add_argument("--every", type=int, default=30, help="steps from one evaluation to the next")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change the recipe tiny")
+    parser.add_argument("--set-mae", action="append", default=[], metavar="NAME=VALUE", help="where it starts from MAE")
     parser.add_argument("--no-save", action="store_true", help="print only")
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
-    """A row for each start and seed."""
+    """A row for each start, seed and evaluation."""
     data = args.data or folder / "drawn"
     if not args.data:
         synthesize(data, SyntheticConfig(train=64, val=8))
-    pictures = args.pictures or data
-    train(folder / "trial", "mae_tiny", pictures, [f"train.steps={_TRIAL}", "schedule.warmup_steps=10"])
-    steps = max(_TRIAL, round(args.minutes / minutes_of(_metrics(folder / "trial")) * _TRIAL))
-    train(folder / "mae", "mae_tiny", pictures, [f"train.steps={steps}"])
+    mae = args.mae or pretrain(folder, args.pictures or data, args.minutes)
     about = {
         "data": data.name,
-        "pictures": pictures.name,
-        "asked_minutes": args.minutes,
+        "pictures": (args.pictures or data).name,
         "steps": args.steps,
         "settings": " ".join(args.set),
-        "mae_steps": steps,
-        "mae_minutes": round(minutes_of(_metrics(folder / "mae")), 1),
+        "mae_settings": " ".join(args.set_mae),
+        "mae_steps": rows_of(mae)[-1]["steps"],
+        "mae_minutes": round(minutes_of(_metrics(mae)), 1),
     }
     rows = []
     for seed in range(args.seeds):
         for start in _STARTS:
-            init = [f"model.init={folder / 'mae'}"] if start == "mae" else []
+            own = [*args.set_mae, f"model.init={mae.resolve()}"] if start == "mae" else []
             run = folder / f"{start}_{seed}"
-            train(run, "tiny", data, [f"seed={seed}", f"train.steps={args.steps}", *args.set, *init])
-            last = rows_of(run)[-1]
-            assert last["model"] == f"step {args.steps}", "the end of the training is what was measured last"
-            figures = {name: last[name] for name in ("minutes", *MEASURES)}
-            rows.append(about | {"start": start, "seed": seed} | figures)
+            own = [f"seed={seed}", f"train.steps={args.steps}", f"train.eval_every={args.every}", *args.set, *own]
+            train(run, "tiny", data, own)
+            rows += [about | {"start": start, "seed": seed} | row for row in evaluations(run)]
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     return rows
+
+
+def pretrain(folder: Path, pictures: Path, minutes: float) -> Path:
+    """The run folder of an autoencoder that learns for so long."""
+    train(folder / "trial", "mae_tiny", pictures, [f"train.steps={_TRIAL}", "schedule.warmup_steps=10"])
+    steps = max(_TRIAL, round(minutes / minutes_of(_metrics(folder / "trial")) * _TRIAL))
+    train(folder / "mae", "mae_tiny", pictures, [f"train.steps={steps}"])
+    return folder / "mae"
+
+
+def evaluations(run: Path) -> list[Row]:
+    """What was measured while a SAM was trained, but for the untrained one and the baselines."""
+    metrics = _metrics(run)
+    steps = {int(str(row["model"]).removeprefix("step ")): row for row in rows_of(run) if "step" in str(row["model"])}
+    return [
+        {"step": step, "minutes": round(minutes_of([report for report in metrics if report["step"] <= step]), 1)}
+        | {name: row[name] for name in MEASURES}
+        for step, row in steps.items()
+    ]
 
 
 def train(output: Path, recipe: str, data: Path, settings: Sequence[str]) -> None:

@@ -88,6 +88,12 @@ SECTIONS = (
         (charts.kernels, charts.kernels_predicted, charts.saved_bytes),
     ),
     Section("Learning", "Mean IoU by number of clicks.", ("learning",), (charts.learning,)),
+    Section(
+        "Before and after SAM",
+        "Masked autoencoding, what it is worth to SAM, and fine-tunes on boxes and classes.",
+        ("pretraining", "handover", "downstream"),
+        (charts.handover,),
+    ),
     Section("Reliability", "Faults planted in real trainings, and what became of them.", ("reliability",), shown=True),
     Section("Damaged inputs", "Inputs that were damaged on purpose, and what reading them did.", ("fuzz",), shown=True),
 )

@@ -41,7 +41,7 @@ RESULTS_OF = {
     "data": Results(lower=("ms",), other=("pictures_per_second", "times_baseline", "part_of_floor")),
     "downstream": Results(higher=("ap*", "miou", "pixel_accuracy"), other=("minutes",)),
     "fuzz": Results(lower=("failures",), other=("cases", "accepted", "refused", "seconds")),
-    "handover": Results(higher=("miou@*",), other=("minutes", "mae_*")),
+    "handover": Results(higher=("miou@*",), other=("minutes", "mae_steps", "mae_minutes")),
     "kernels": Results(lower=("ms_50", "peak_mb", "saved_mb"), other=("ms_*", "tflops", "gb_s", "of_floor")),
     "kernels_predicted": Results(
         lower=("overlapped_us", "in_turn_us"),

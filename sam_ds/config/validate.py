@@ -26,7 +26,7 @@ _READERS: dict[str, tuple[str, ...]] = {
     "model.position_prior": (_MASKS,),
     "model.attention": _TRUNK,
     "data.max_masks": (_MASKS,),
-    "data.crop_size": (_MASKS,),
+    "data.crop_size": (_MASKS, _MAE),
     "data.max_area": (_MASKS,),
     "data.min_area": (_MASKS,),
     "data.min_predicted_iou": (_MASKS,),

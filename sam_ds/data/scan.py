@@ -18,12 +18,13 @@ from sam_ds.data.tar import DamagedTarError, members
 
 LOOSE = -1  # the shard of a sample in loose files
 _MOST_TEXT = 256  # bytes of a file that says a class
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault: ``kind`` is truncated, orphan, duplicate, outside, link or empty."""
+    """A fault: ``kind`` is truncated, orphan, duplicate, outside, link, compressed or empty."""
 
     kind: str
     place: str  # the tar, or the folder
@@ -88,6 +89,11 @@ def scan(root: Path, tell: Callable[[str], None] | None = None, gather: Gather |
         stamps.append((folder, None, os.stat(root / folder).st_mtime_ns))
         findings += [
             Finding("link", os.path.join(folder, name), "is a link to a folder: not followed") for name in links
+        ]
+        findings += [
+            Finding("compressed", os.path.join(folder, file), "has no place to start reading a picture at: decompress it")
+            for file in files
+            if file.lower().endswith(_COMPRESSED)
         ]
         tars += [os.path.join(folder, file) for file in files if file.endswith(".tar")]
         loose = [(os.path.join(folder, file), 0, -1) for file in files if not file.endswith(".tar")]

@@ -18,8 +18,9 @@ from sam_ds.modeling.sam.sam import PIXEL_MEAN, PIXEL_STD
 from sam_ds.tasks.pretrain_mae import MaeInputs, make_inputs, picture_losses
 from sam_ds.types import PictureBatch
 
-# From normalised pictures [B, 3, S, S] and the order of their patches [B, N] to the masked ones [B, M, values].
-Painter = Callable[[Tensor, Tensor], Tensor]
+# From normalised pictures [B, 3, S, S], the order of their patches [B, N] and the cells that these lie in [B, N] to the
+# masked patches [B, M, values].
+Painter = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FlatPatches:
     def __init__(self, patches: Patches, normalize_pixels: bool) -> None:
         self._patches, self._normalize = patches, normalize_pixels
 
-    def __call__(self, images: Tensor, order: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, order: Tensor, cells: Tensor) -> Tensor:
         masked = torch.zeros_like(self._patches.masked(images, order))
         if self._normalize:
             return masked
@@ -80,7 +81,7 @@ def evaluate(
     sums = ReconstructionSums()
     for batch in batches:
         inputs = make_inputs(batch.to(device), patches, seed)
-        predictions = painter(inputs.images, inputs.order)
+        predictions = painter(inputs.images, inputs.order, inputs.cells)
         losses = picture_losses(patches, inputs, predictions)
         painted = patches.painted(inputs.images, inputs.order, predictions)
         real = (batch.sample_ids >= 0).to(device)  # the others fill up a rank's last batches

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_ds.config.errors import UserError
+from sam_ds.modeling.crops import check_crop
 from sam_ds.modeling.plain_vit import PlainBlock, PlainVit, sincos_positions
 
 if TYPE_CHECKING:
@@ -27,19 +28,33 @@ class Patches:
     Args:
         config: the sizes.
         mae: how much is masked, and what is painted.
+        crop_size: the side S of the pictures, if they are but a part of the model's input; 0: they are all of it.
 
     Raises:
-        UserError: a ratio that leaves no patch to see.
+        UserError: a ratio that leaves no patch to see, or a crop that the model cannot take.
     """
 
-    def __init__(self, config: VitConfig, mae: MaeConfig) -> None:
-        self._size, self._grid = config.patch_size, config.grid_size
+    def __init__(self, config: VitConfig, mae: MaeConfig, crop_size: int = 0) -> None:
+        check_crop(crop_size, config)
+        self._size, self._grid = config.patch_size, (crop_size or config.image_size) // config.patch_size
+        self._whole = config.grid_size
         self._normalize = mae.normalize_pixels
-        self.num = config.grid_size**2
+        self.num = self._grid**2
         self.num_seen = int(self.num * (1 - mae.mask_ratio))  # rounded down, as in the release
         self.values = config.patch_size**2 * _CHANNELS  # of a patch
         if not self.num_seen:
             raise UserError(f"mae.mask_ratio={mae.mask_ratio:g} leaves none of {self.num} patches to see: lower it")
+
+    def cells(self, draws: Tensor) -> Tensor:
+        """int64 [B, N]: the cells of the model's grid, in rows, that the patches of pictures lie in.
+
+        Args:
+            draws: float32 [B, 2] in [0, 1), where in the room that there is each picture lies, across and down.
+        """
+        left, top = (draws * (self._whole - self._grid + 1)).long().unbind(1)  # [B]
+        along = torch.arange(self._grid, device=draws.device)
+        rows, columns = (top[:, None] + along) * self._whole, left[:, None] + along  # [B, g]
+        return (rows[:, :, None] + columns[:, None]).flatten(1)
 
     def targets(self, images: Tensor, order: Tensor) -> Tensor:
         """What is to be painted: float32 [B, M, values], of patches ``order[:, K:]``; order: int64 [B, N]."""
@@ -94,6 +109,7 @@ class Mae(PlainVit):
         config: the sizes.
         mae: how much is masked, and what is painted.
         drop_path: of the encoder's last block.
+        crop_size: as of ``Patches``.
 
     Raises:
         UserError: as ``Patches``.
@@ -101,10 +117,10 @@ class Mae(PlainVit):
 
     decoder_pos_embed: Tensor
 
-    def __init__(self, config: VitConfig, mae: MaeConfig, drop_path: float = 0.0) -> None:
+    def __init__(self, config: VitConfig, mae: MaeConfig, drop_path: float = 0.0, crop_size: int = 0) -> None:
         super().__init__(config.grid_size, config.patch_size, config.dim, config.depth, config.num_heads, drop_path)
         self.config = config
-        self.patches = Patches(config, mae)
+        self.patches = Patches(config, mae, crop_size)
         dim = config.decoder_dim
         self.decoder_embed = nn.Linear(config.dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -115,22 +131,24 @@ class Mae(PlainVit):
         self.start_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, order: Tensor) -> Tensor:
+    def forward(self, images: Tensor, order: Tensor, cells: Tensor | None = None) -> Tensor:
         """Paint the masked patches.
 
         Args:
             images: normalised pictures [B, 3, S, S].
             order: int64 [B, N], the patches in a random order; the first K are seen, the others masked.
+            cells: as of ``encode``.
 
         Returns:
             [B, M, patch * patch * 3] in the weights' type: of patches ``order[:, K:]``, see ``Patches.targets``.
         """
         num, num_seen = self.patches.num, self.patches.num_seen
-        seen = self.decoder_embed(self.encode(images, order[:, :num_seen]))  # [B, 1 + K, d]
+        seen = self.decoder_embed(self.encode(images, order[:, :num_seen], cells))  # [B, 1 + K, d]
         masked = self.mask_token.expand(len(seen), num - num_seen, -1)
         # The release sorts the tokens back into rows. Attention does not mind the order: positions are sorted instead,
         # which needs no gradient.
-        places = torch.cat([torch.zeros_like(order[:, :1]), order + 1], dim=1)
+        ordered = order if cells is None else cells.gather(1, order)
+        places = torch.cat([torch.zeros_like(order[:, :1]), ordered + 1], dim=1)
         x = torch.cat([seen, masked], dim=1) + self.decoder_pos_embed[0].to(seen.dtype)[places]  # [B, 1 + N, d]
         for block in self.decoder_blocks:
             x = block(x)

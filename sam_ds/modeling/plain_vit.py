@@ -98,16 +98,18 @@ class PlainVit(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
-    def encode(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, kept: Tensor | None = None, cells: Tensor | None = None) -> Tensor:
         """Normalised pictures [B, 3, S, S] to tokens [B, 1 + N, D] after the last norm, the class token first.
 
         Args:
             kept: int64 [B, K], the patches that the encoder sees, by their place in the rows of the grid; their
                 tokens come back in the same order. None: all of them.
+            cells: int64 [B, N], the cells of the grid that the patches of a picture lie in, if it is but a part of the
+                model's input. None: it is all of it.
         """
         x = self.patch_embed(images).flatten(1, 2)  # [B, N, D]
         positions = self.pos_embed.to(x.dtype)
-        x = x + positions[:, 1:]
+        x = x + (positions[:, 1:] if cells is None else positions[0, 1 + cells])
         if kept is not None:
             x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[-1]))  # [B, K, D]
         first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)

@@ -114,6 +114,8 @@ VIT_PRESETS: dict[str, VitConfig] = {
         decoder_heads=2,
     ),
 }
+# The grid of the SAM of this name: what an autoencoder learns of places on it needs no stretching.
+VIT_PRESETS["vit_tiny_512"] = replace(VIT_PRESETS["vit_tiny"], image_size=512)
 
 
 def vit_config(preset: str) -> VitConfig:
@@ -149,13 +151,14 @@ def build_sam(model: ModelConfig) -> Sam:
     return sam
 
 
-def build_mae(model: ModelConfig, mae: MaeConfig) -> Mae:
+def build_mae(model: ModelConfig, mae: MaeConfig, crop_size: int = 0) -> Mae:
     """Build the masked autoencoder a recipe asks for, with fresh weights or those of ``model.init``.
 
     Raises:
-        UserError: an unknown preset, a ratio that masks everything, or weights of another model.
+        UserError: an unknown preset, a ratio that masks everything, a crop that does not fit, or weights of another
+            model.
     """
-    built = Mae(vit_config(model.preset), mae, model.drop_path)
+    built = Mae(vit_config(model.preset), mae, model.drop_path, crop_size)
     if model.init:
         load_start(built, model.init)
     return built

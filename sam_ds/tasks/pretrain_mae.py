@@ -15,7 +15,7 @@ from sam_ds.prompts.draws import object_keys, uniform
 from sam_ds.tasks.encoder_tasks import PictureInputs, PlainVitTask
 from sam_ds.types import PictureBatch
 
-_ORDER = 2000  # salt of the draw, apart from those of prompts
+_ORDER, _PLACE = 2000, 2001  # salts of the draws, apart from those of prompts
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,14 @@ class MaeInputs(PictureInputs):
     """A batch on the device, ready for ``forward``."""
 
     order: Tensor  # int64 [B, N]  the patches, the seen ones first
+    cells: Tensor  # int64 [B, N]  the cells of the model's grid that the patches lie in
 
 
 class PretrainMae(PlainVitTask):
     """A masked autoencoder, trained as its release trains it. The trainer knows it as it knows ``SegmentImages``."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe, build_mae(recipe.model, recipe.mae))
+        super().__init__(recipe, build_mae(recipe.model, recipe.mae, recipe.data.crop_size))
 
     @property
     def encoder(self) -> nn.Module:
@@ -42,7 +43,7 @@ class PretrainMae(PlainVitTask):
 
     @torch.no_grad()
     def prepare(self, batch: PictureBatch, step: int) -> MaeInputs:
-        """Normalise the pictures and draw what is masked, where the batch is. The stream's positions say the step."""
+        """As ``make_inputs``, where the batch is. The stream's positions say the step."""
         return make_inputs(batch, self.model.patches, self.recipe.seed)
 
     def forward(self, inputs: MaeInputs, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -54,13 +55,16 @@ class PretrainMae(PlainVitTask):
         Returns:
             the loss, and nothing more for the log.
         """
-        predictions = self.model(inputs.images, inputs.order)
+        predictions = self.model(inputs.images, inputs.order, inputs.cells)
         return picture_losses(self.model.patches, inputs, predictions).sum() / normalizer, {}
 
 
 def make_inputs(batch: PictureBatch, patches: Patches, seed: int) -> MaeInputs:
-    """Normalise the pictures and draw what is masked."""
-    return MaeInputs(normalize(batch.images), patch_order(seed, batch.positions, patches.num))
+    """Normalise the pictures, and draw what is masked and where in the model's input each lies."""
+    places = uniform(object_keys(seed, batch.positions, torch.zeros_like(batch.positions)), _PLACE, 2)
+    return MaeInputs(
+        normalize(batch.images), patch_order(seed, batch.positions, patches.num), patches.cells(places)
+    )
 
 
 def picture_losses(patches: Patches, inputs: MaeInputs, predictions: Tensor) -> Tensor:

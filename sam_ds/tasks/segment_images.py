@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sam_ds.config import curriculum
-from sam_ds.config.errors import UserError
 from sam_ds.config.schema import PromptConfig, Recipe
 from sam_ds.losses.objective import RoundLoss, round_loss
+from sam_ds.modeling.crops import check_crop
 from sam_ds.modeling.presets import build_sam, sam_config
 from sam_ds.modeling.sam import MaskDecoder, PromptEncoder
 from sam_ds.ops import constant, rasterize
@@ -128,12 +128,7 @@ def check_crops(recipe: Recipe) -> None:
     """Raise UserError unless the model can take the crops of every stage of the curriculum."""
     config = sam_config(recipe.model.preset)
     for _, stage in curriculum.stages(recipe):
-        side = stage.data.crop_size
-        if side > config.image_size or side % config.patch_size:
-            raise UserError(
-                f"data.crop_size={side}: must be a multiple of the model's patches ({config.patch_size} pixels) "
-                f"and at most its input ({config.image_size} pixels)"
-            )
+        check_crop(stage.data.crop_size, config)
 
 
 def _inside(inputs: SegmentInputs) -> Tensor:

@@ -27,14 +27,12 @@ class PictureKit(SplitsKit[PictureIndex]):
         self._splits = open_picture_splits(data, tell, val)
 
     def train_loader(self, recipe: Recipe, config: DeepSpeedConfig, quarantine: Path | None) -> PictureTrainLoader:
-        side = vit_config(recipe.model.preset).image_size
-        return PictureTrainLoader(self.splits[0], recipe, side, own_share(config), quarantine)
+        return PictureTrainLoader(self.splits[0], recipe, _side(recipe), own_share(config), quarantine)
 
     def eval_batches(self, recipe: Recipe) -> Iterator[PictureBatch]:
         """This rank's part of the pictures to evaluate on, until a rank is asked to stop."""
         rank, world = distributed.rank(), distributed.world_size()
-        side = vit_config(recipe.model.preset).image_size
-        loader = PictureEvalLoader(self.splits[1], recipe.data, side, recipe.eval, rank, world)
+        loader = PictureEvalLoader(self.splits[1], recipe.data, _side(recipe), recipe.eval, rank, world)
         return watchdog.marked(stop.until_seen(loader), "a batch of the evaluation")
 
     def example(self, recipe: Recipe, place: int) -> PictureBatch:
@@ -48,7 +46,7 @@ class PictureKit(SplitsKit[PictureIndex]):
 
 def noise(recipe: Recipe, places: torch.Tensor) -> PictureBatch:
     """Pictures of noise, of the first two classes in turn, at these places of the stream."""
-    side, count = vit_config(recipe.model.preset).image_size, len(places)
+    side, count = _side(recipe), len(places)
     generator = torch.Generator().manual_seed(int(places[0]))
     return PictureBatch(
         images=torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
@@ -56,3 +54,8 @@ def noise(recipe: Recipe, places: torch.Tensor) -> PictureBatch:
         sample_ids=places,
         positions=places,
     )
+
+
+def _side(recipe: Recipe) -> int:
+    """Of the pictures that the task takes, in pixels."""
+    return recipe.data.crop_size or vit_config(recipe.model.preset).image_size

@@ -55,5 +55,5 @@ class PretrainMaeKit(PictureKit):
 
 
 def _patches(recipe: Recipe) -> Patches:
-    """Raises UserError for an unknown preset, or a ratio that masks everything."""
-    return Patches(vit_config(recipe.model.preset), recipe.mae)
+    """Raises UserError for an unknown preset, a ratio that masks everything, or a crop that does not fit."""
+    return Patches(vit_config(recipe.model.preset), recipe.mae, recipe.data.crop_size)

@@ -141,6 +141,7 @@ def test_report_of_faults(folders: Path, tmp_path: Path) -> None:
     pack(folders / "n11.tar", {"a.jpg": jpeg(6), "b.jpg": jpeg(7)})
     with open(folders / "n11.tar", "r+b") as file:
         file.truncate(2 * 512 + len(jpeg(6)) // 512 * 512 + 700)
+    (folders / "n12.tar.GZ").write_bytes(b"x")
     report = build_table(PictureIndex, folders)
     assert {(f.kind, f.place) for f in report.findings} == {
         ("empty", "n03"),
@@ -151,11 +152,12 @@ def test_report_of_faults(folders: Path, tmp_path: Path) -> None:
         ("duplicate", "n08.tar"),
         ("empty", "n09.tar"),
         ("truncated", "n11.tar"),
+        ("compressed", "n12.tar.GZ"),
     }
     index = open_pictures(folders)
     assert index.classes == ["n01", "n02", "n06", "n08", "n10", "n11"]
     assert report.samples == len(index) == 12 + 1 + 2 + 1
-    assert "16 pictures of 6 classes, 3 tars, 1 duplicate, 4 empty, 1 link, 1 outside, 1 truncated" in str(report)
+    assert "16 pictures of 6 classes, 3 tars, 1 compressed, 1 duplicate, 4 empty, 1 link, 1 outside, 1 truncated" in str(report)
 
 
 def test_who_trains_hears_of_faults(folders: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,7 @@ def painted(normalize_pixels: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised pictures, what they are with patches of one colour, and which pixels were masked: [2, 3, 32, 32]."""
     patches = Patches(SIZES, MaeConfig(normalize_pixels=normalize_pixels))
     inputs = make_inputs(batch([0, 1]), patches, seed=0)
-    answer = FlatPatches(patches, normalize_pixels)(inputs.images, inputs.order)
+    answer = FlatPatches(patches, normalize_pixels)(inputs.images, inputs.order, inputs.cells)
     return inputs.images, patches.painted(inputs.images, inputs.order, answer), patches.hidden(inputs.order)
 
 

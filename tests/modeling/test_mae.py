@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -83,8 +84,9 @@ def test_loss_answers_and_gradients(patch: int, normalize_pixels: bool) -> None:
     theirs.load_state_dict(theirs_from(ours.state_dict()))
     images = torch.randn(3, 3, config.image_size, config.image_size)
     noise = torch.rand(3, config.grid_size**2)
-    inputs = MaeInputs(images, noise.argsort(1))
-    predictions = ours(inputs.images, inputs.order)
+    whole = ours.patches.cells(torch.zeros(3, 2))
+    inputs = MaeInputs(images, noise.argsort(1), whole)
+    predictions = ours(inputs.images, inputs.order, inputs.cells)
     loss = picture_losses(ours.patches, inputs, predictions).mean()
     answer = theirs(images, noise=noise)
     assert_close(loss, answer.loss, rtol=1e-5, atol=1e-5)
@@ -171,6 +173,41 @@ def test_what_is_masked_hangs_on_the_seed_and_the_place_alone() -> None:
         .mean((1, 2))
     )
     assert_close(seen, torch.full((16,), 1 / 16), rtol=0, atol=0.01)  # 4 deviations of 16,384 draws
+
+
+def test_crops_lie_anywhere_in_the_input() -> None:
+    config = dataclasses.replace(SIZES[16], image_size=96)  # a grid of 6, and crops of 4 patches
+    patches = Patches(config, MaeConfig(), crop_size=64)
+    draws = torch.tensor([[0.0, 0.0], [0.999, 0.0], [0.4, 0.999]])  # of 3 places across and down
+    cells = patches.cells(draws)
+    first = torch.tensor([0, 2, 13])
+    square = torch.arange(4)[:, None] * 6 + torch.arange(4)
+    assert_close(cells, first[:, None] + square.flatten(), rtol=0, atol=0)
+    drawn = {int(patches.cells(torch.rand(1, 2))[0, 0]) for _ in range(200)}
+    assert drawn == {0, 1, 2, 6, 7, 8, 12, 13, 14}
+
+
+def test_a_crop_is_a_part_of_the_input() -> None:
+    """Seen whole, a picture that covers a part of the input has the answers of one with the positions of that part."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(SIZES[16], image_size=96)
+    model = Mae(config, MaeConfig(), crop_size=64)
+    small = Mae(SIZES[16], MaeConfig())  # 64 pixels
+    cells = model.patches.cells(torch.tensor([[0.4, 0.999]] * 2))
+    state = model.state_dict()
+    for name in ("pos_embed", "decoder_pos_embed"):
+        state[name] = torch.cat([state[name][:, :1], state[name][:, 1 + cells[0]]], dim=1)
+    small.load_state_dict(state)
+    images, order = torch.randn(2, 3, 64, 64), patch_order(0, torch.tensor([3, 4]), 16)
+    assert_close(model(images, order, cells), small(images, order), rtol=1e-5, atol=1e-6)
+    elsewhere = model(images, order, model.patches.cells(torch.zeros(2, 2)))
+    assert not torch.allclose(elsewhere, small(images, order), atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [50, 128])
+def test_a_crop_that_does_not_fit(side: int) -> None:
+    with pytest.raises(UserError, match=rf"data\.crop_size={side}: must be a multiple of .* at most its input \(64"):
+        Patches(SIZES[16], MaeConfig(), crop_size=side)
 
 
 def test_a_ratio_that_masks_everything() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sam_ds.modeling.crops import crop_grid
 from sam_ds.modeling.vit import Block, PatchEmbed
 
 from .common import LayerNorm2d
@@ -75,11 +76,3 @@ class ImageEncoder(Trunk):
         x = norm1(conv1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         x = norm2(conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
-
-
-def crop_grid(grid: Tensor, origin: Tensor | None, side: int) -> Tensor:
-    """The square of ``side`` cells at ``origin`` (x, y; None: the first cell) of [1, g, g, D]. No host sync."""
-    if origin is None:
-        return grid[:, :side, :side]
-    cells = torch.arange(side, device=grid.device)
-    return grid.index_select(1, origin[1] + cells).index_select(2, origin[0] + cells)
