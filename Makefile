@@ -1,6 +1,6 @@
 # Every target first sets up what it needs, in .venv of this folder: `make train` works on a fresh clone.
 #
-#   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero2_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
+#   make train [DATA=folder] [RECIPE=tiny] [CONFIG=ds_configs/zero3_local.json] [OUTPUT=folder] [SET="optim.lr=1e-3 …"]
 #   make test [ARGS="-k name"]
 #   make test-hosts
 #   make fuzz [CASES=2000000]
@@ -26,7 +26,7 @@ BIN := $(VENV)/bin
 
 SYNTHETIC := .cache/synthetic
 RECIPE ?= tiny
-CONFIG ?= ds_configs/zero2_local.json
+CONFIG ?=
 HOSTFILE ?= hostfiles/local.hostfile
 DATA ?= $(SYNTHETIC)
 OUTPUT ?= runs/$(RECIPE)_$(notdir $(patsubst %/,%,$(DATA)))
@@ -60,7 +60,7 @@ train: $(VENV)/.installed $(if $(filter $(SYNTHETIC),$(DATA)),$(SYNTHETIC).compl
 	@$(UNLOCK)
 	$(WITH_PATH) deepspeed --log_level warning --hostfile $(HOSTFILE) --no_ssh_check \
 		--master_addr 127.0.0.1 --master_port $(FREE_PORT) \
-		--module sam_ds train --recipe $(RECIPE) --deepspeed_config $(CONFIG) --data $(DATA) --output $(OUTPUT) \
+		--module sam_ds train --recipe $(RECIPE) $(if $(CONFIG),--deepspeed_config $(CONFIG)) --data $(DATA) --output $(OUTPUT) \
 		$(foreach setting,$(SET),--set '$(setting)')
 
 test: $(VENV)/.installed-dev

@@ -2,7 +2,8 @@
 
 On a CPU two ranks train small models under gloo; what counts is what tensors hold, as torch's profiler sees every
 allocation. The plan's rates of this machine are fitted to every other point of each model and stage (``fitted`` in the
-table) and predict the rest; its memory is predicted without a look at the machine.
+table) and predict the rest; its memory is predicted without a look at the machine. In bfloat16 where the machine has
+products of it, else in float32.
 
   python benchmarks/bench_memory.py [--world 2] [--steps 5] [--few] [--no-save] [--machine cpu.json]
 """
@@ -27,6 +28,7 @@ from fit_machine import fit, predicted_seconds, this_machine
 from sam_ds.cli.plan import make_tracer
 from sam_ds.config import deepspeed, recipe_file
 from sam_ds.config.schema import CurriculumConfig, Recipe
+from sam_ds.engine.precision import local_config
 from sam_ds.planning.memory import memory
 from sam_ds.recipes import RECIPES
 
@@ -53,11 +55,11 @@ class Point:
         )
 
     def config(self, world: int) -> deepspeed.DeepSpeedConfig:
-        raw = json.loads((deepspeed.CONFIG_DIR / f"zero{self.stage}_local.json").read_text())
+        raw = deepspeed.load(local_config(self.stage)).raw
         raw["train_micro_batch_size_per_gpu"] = self.batch
         raw["gradient_accumulation_steps"] = self.accumulation
         raw["train_batch_size"] = self.batch * self.accumulation * world
-        raw["zero_optimization"]["reduce_bucket_size"] = 5_000_000
+        raw["zero_optimization"] |= {"reduce_bucket_size": 5_000_000}
         return deepspeed.parse(raw)
 
 
@@ -90,8 +92,8 @@ def main() -> None:
     points = POINTS[: args.few]
     measured = measure(points, args.world, args.steps)
     tracer = make_tracer(torch.cuda.is_available())
-    traces = [tracer(point.recipe, point.batch, "bf16") for point in points]
     configs = [point.config(args.world) for point in points]
+    traces = [tracer(x.recipe, x.batch, config.precision) for x, config in zip(points, configs, strict=True)]
     alike = [[(other.preset, other.stage) for other in points[:index]] for index in range(len(points))]
     for_fit = [i for i, before in enumerate(alike) if before.count((points[i].preset, points[i].stage)) % 2 == 0]
     steps = [(trace, config, x["seconds"]) for trace, config, x in zip(traces, configs, measured, strict=True)]
@@ -101,6 +103,7 @@ def main() -> None:
         seconds = predicted_seconds(machine, steps[index], args.world)
         row: dict[str, Any] = {
             **dataclasses.asdict(point),
+            "precision": config.precision,
             "world": args.world,
             **_beside("mb", memory(traces[index], config, args.world).total / 1e6, own["bytes"] / 1e6),
             **_beside("ms", seconds * 1e3, own["seconds"] * 1e3),

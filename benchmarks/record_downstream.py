@@ -52,6 +52,7 @@ def main() -> None:
 def learn(name: str, data: Path, output: Path, steps: int | None) -> list[dict[str, object]]:
     """Train a recipe in this process; a row for each title of the run's evaluations."""
     from sam_ds.config import deepspeed
+    from sam_ds.engine import precision
     from sam_ds.recipes import RECIPES
     from sam_ds.tracking import journal
     from sam_ds.tracking.journal import read_metrics
@@ -64,7 +65,7 @@ def learn(name: str, data: Path, output: Path, steps: int | None) -> list[dict[s
         train=dataclasses.replace(recipe.train, steps=steps or recipe.train.steps),
         tracking=dataclasses.replace(recipe.tracking, mlflow=False),
     )
-    config = deepspeed.load("zero2_local.json")
+    config = deepspeed.load(precision.local_config())
     run = open_run(recipe, dataclasses.replace(config, accumulation=2), str(data), None, output, "auto")
     try:
         train(run)

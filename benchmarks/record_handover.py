@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ranks
-from common import RESULTS, ROOT, append_rows
+from common import RESULTS, append_rows
 from record_learning import MEASURES, minutes_of, rows_of
 
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
@@ -27,7 +27,6 @@ from sam_ds.tracking import journal
 from sam_ds.tracking.journal import read_metrics
 
 _TRIAL = 100  # steps that tell how many come to the minutes that were asked for
-_CONFIG = ROOT / "ds_configs" / "zero2_local.json"
 _STARTS = ("scratch", "mae")
 
 Row = dict[str, object]
@@ -106,8 +105,7 @@ def evaluations(run: Path) -> list[Row]:
 
 def train(output: Path, recipe: str, data: Path, settings: Sequence[str]) -> None:
     """Train on two ranks."""
-    words = ["train", "--recipe", recipe, "--deepspeed_config", str(_CONFIG), "--data", str(data.resolve())]
-    words += ["--output", str(output)]
+    words = ["train", "--recipe", recipe, "--data", str(data.resolve()), "--output", str(output)]
     for setting in ("tracking.mlflow=false", "train.log_every=10", *settings):
         words += ["--set", setting]
     ranks.run("handover_loop.py", {"world": 2, "arguments": words}, output.with_name(f"{output.name}_ranks"))

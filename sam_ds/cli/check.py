@@ -89,10 +89,14 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     hosts = hostfile.load(args.hostfile) if args.hostfile else ()
     recipes, configs = read_run_options(args, hostfile.world_size(hosts) or None)
+    from sam_ds.engine import precision
     from sam_ds.optim.schedule import batch_note
     from sam_ds.training import phases
 
     starts = phases.check(recipes)
+    if not hosts:  # it is to run here
+        for note in filter(None, map(precision.note, configs)):
+            print(f"note: {note}", file=sys.stderr)
     if args.gradients:
         return _gradients(recipes[-1], configs[-1])
     from sam_ds.planning.hosts import look_here

@@ -22,7 +22,7 @@ _EXAMPLE = """examples:
   deepspeed --hostfile hostfiles/a100x256.hostfile --module sam_ds train --recipe sam_vit_h \\
       --deepspeed_config ds_configs/zero2_a100x256.json --data /data/sa1b --output runs/sam_vit_h
 """
-DEFAULT_CONFIG = "zero2_local.json"
+DEFAULT_CONFIG = "zero2_local.json"  # zero2_local_fp32.json on a processor without bf16
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -148,7 +148,9 @@ def _config(name: str | None, world: int) -> Any:
 
     if name:
         return deepspeed.load(name).with_world(world)
-    config = deepspeed.load(DEFAULT_CONFIG)
+    from sam_ds.engine import precision
+
+    config = deepspeed.load(precision.local_config())
     # The default is made for two ranks: keep its batch on any number of them.
     batch = config.raw["train_batch_size"]
     share = config.micro_batch * world
@@ -174,10 +176,13 @@ def _run(args: argparse.Namespace) -> int:
     recipe = recipes[-1]
     if recipe.optim.frozen_encoder_steps and not recipe.model.init and len(recipes) == 1 and main_rank:
         logging.warning("the encoder starts frozen and random: model.init names no weights to start from")
-    from sam_ds.engine import distributed
+    from sam_ds.engine import distributed, precision
     from sam_ds.engine.preemption import stop
     from sam_ds.training.phases import Job, Phase, train_phases
 
+    for note in dict.fromkeys(map(precision.note, configs)):
+        if note and main_rank:
+            logging.warning(note)
     phases = [Phase(each, config, args.data, args.val) for each, config in zip(recipes, configs, strict=True)]
     if args.pretrain_data:
         phases[0] = dataclasses.replace(phases[0], data=args.pretrain_data, val=None)

@@ -91,7 +91,11 @@ def scan(root: Path, tell: Callable[[str], None] | None = None, gather: Gather |
             Finding("link", os.path.join(folder, name), "is a link to a folder: not followed") for name in links
         ]
         findings += [
-            Finding("compressed", os.path.join(folder, file), "has no place to start reading a picture at: decompress it")
+            Finding(
+                "compressed",
+                os.path.join(folder, file),
+                "no picture can be found in it without reading all: decompress it",
+            )
             for file in files
             if file.lower().endswith(_COMPRESSED)
         ]

@@ -62,9 +62,7 @@ class PretrainMae(PlainVitTask):
 def make_inputs(batch: PictureBatch, patches: Patches, seed: int) -> MaeInputs:
     """Normalise the pictures, and draw what is masked and where in the model's input each lies."""
     places = uniform(object_keys(seed, batch.positions, torch.zeros_like(batch.positions)), _PLACE, 2)
-    return MaeInputs(
-        normalize(batch.images), patch_order(seed, batch.positions, patches.num), patches.cells(places)
-    )
+    return MaeInputs(normalize(batch.images), patch_order(seed, batch.positions, patches.num), patches.cells(places))
 
 
 def picture_losses(patches: Patches, inputs: MaeInputs, predictions: Tensor) -> Tensor:
