@@ -90,15 +90,8 @@ def scan(root: Path, tell: Callable[[str], None] | None = None, gather: Gather |
         findings += [
             Finding("link", os.path.join(folder, name), "is a link to a folder: not followed") for name in links
         ]
-        findings += [
-            Finding(
-                "compressed",
-                os.path.join(folder, file),
-                "no picture can be found in it without reading all: decompress it",
-            )
-            for file in files
-            if file.lower().endswith(_COMPRESSED)
-        ]
+        packed = [os.path.join(folder, file) for file in files if file.lower().endswith(_COMPRESSED)]
+        findings += [Finding("compressed", tar, "is compressed, and left out: decompress it") for tar in packed]
         tars += [os.path.join(folder, file) for file in files if file.endswith(".tar")]
         loose = [(os.path.join(folder, file), 0, -1) for file in files if not file.endswith(".tar")]
         tables.append(gather.rows(Place(str(root), LOOSE, folder, loose), findings))

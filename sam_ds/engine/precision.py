@@ -30,7 +30,7 @@ def cpu_multiplies(precision: str) -> bool:
 
 
 def local_config(stage: int = 2) -> str:
-    """The name of the DeepSpeed config for this machine alone: in float32 where the processor is no good at bfloat16."""
+    """The name of the DeepSpeed config for this machine alone: in float32 on a processor that is no good at bf16."""
     return f"zero{stage}_local{'_fp32' if on_cpu() and not cpu_multiplies('bf16') else ''}.json"
 
 
