@@ -38,8 +38,6 @@ def main() -> None:
         rows = measure(args, Path(folder))
     for step in dict.fromkeys(row["step"] for row in rows):
         print(f"\nafter {step} steps\n" + markdown([row for row in rows if row["step"] == step]))
-    if not args.no_save:
-        append_rows(RESULTS / "handover.csv", rows)
 
 
 def _arguments() -> argparse.Namespace:
@@ -79,7 +77,10 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
             run = folder / f"{start}_{seed}"
             own = [f"seed={seed}", f"train.steps={args.steps}", f"train.eval_every={args.every}", *args.set, *own]
             train(run, "tiny", data, own)
-            rows += [about | {"start": start, "seed": seed} | row for row in evaluations(run)]
+            new = [about | {"start": start, "seed": seed} | row for row in evaluations(run)]
+            if not args.no_save:  # an hour may lie between one and the next
+                append_rows(RESULTS / "handover.csv", new)
+            rows += new
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     return rows
 
