@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sam_ds.data.synthetic import SyntheticConfig, synthesize
+from sam_ds.engine.precision import local_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = SyntheticConfig(train=8, val=2, size=(64, 96), objects=(3, 5))
@@ -57,7 +58,7 @@ def start_training(data: Path, output: Path, steps: int, *more: str) -> subproce
         port = probe.getsockname()[1]
     launcher = ("deepspeed", "--hostfile", "hostfiles/local.hostfile", "--no_ssh_check", "--log_level", "warning")
     address = ("--master_addr", "127.0.0.1", "--master_port", port)
-    what = ("--recipe", "tiny", "--deepspeed_config", "ds_configs/zero2_local.json", "--data", data, "--output", output)
+    what = ("--recipe", "tiny", "--deepspeed_config", local_config(), "--data", data, "--output", output)
     settings = [word for setting in (*SETTINGS, f"train.steps={steps}", *more) for word in ("--set", setting)]
     return start(*launcher, *address, "--module", "sam_ds", "train", *what, *settings)
 

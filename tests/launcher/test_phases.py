@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sam_ds.data.synthetic import synthesize
+from sam_ds.engine.precision import local_config
 from tests.launcher.test_launcher import SETTINGS, SMALL, end, rank_processes, start, wait_for
 
 MAE = (
@@ -32,7 +33,7 @@ def start_training(data: Path, output: Path) -> subprocess.Popen[str]:
         port = probe.getsockname()[1]
     launcher = ("deepspeed", "--hostfile", "hostfiles/local.hostfile", "--no_ssh_check", "--log_level", "warning")
     address = ("--master_addr", "127.0.0.1", "--master_port", port)
-    what = ("--recipe", "tiny_from_mae", "--deepspeed_config", "ds_configs/zero2_local.json", "--data", data)
+    what = ("--recipe", "tiny_from_mae", "--deepspeed_config", local_config(), "--data", data)
     settings = [word for setting in (*TINY, f"train.steps={STEPS}") for word in ("--set", setting)]
     settings += [word for setting in (*MAE, f"train.steps={STEPS}") for word in ("--pretrain_set", setting)]
     return start(*launcher, *address, "--module", "sam_ds", "train", *what, "--output", output, *settings)
