@@ -16,6 +16,7 @@ from tables import Row, Tables, by_case, column, groups, newest, number
 Chart = tuple[str, Figure]  # its title, which is its file's name too
 PREDICTED = "predicted_"
 MODES = ("forward", "backward", "full")
+_OF_MAE = ("mae_settings", "pretrain_settings")  # columns of handover.csv
 PARTS = ("prepare", "encoder", "rounds", "backward", "optimizer")
 
 
@@ -205,12 +206,12 @@ def learning(tables: Tables) -> Iterable[Chart]:
 
 def handover(tables: Tables) -> Iterable[Chart]:
     """SAM from a pre-trained encoder and from nothing, on the way: means over the seeds."""
-    rows = newest(tables.get("handover", ()), "data", "steps", "settings", "mae_settings", "start", "seed", "step")
+    rows = newest(tables.get("handover", ()), "data", "steps", "settings", *_OF_MAE, "start", "seed", "step")
     for (machine, data, steps), found in groups(rows, "machine", "data", "steps").items():
         drawn = []
         for name, what in (("miou@1", "1 click"), ("miou@8", "8 clicks")):
             series = {}
-            for start, own in groups(found, "start", "mae_settings").items():
+            for start, own in groups(found, "start", *_OF_MAE).items():
                 at = {step: column(some, name) for (step,), some in groups(own, "step").items()}
                 means = [statistics.mean(values) for values in at.values()]
                 series[" ".join(filter(None, start))] = ([float(step) for step in at], means)

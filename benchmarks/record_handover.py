@@ -51,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change the recipe tiny")
     parser.add_argument("--set-mae", action="append", default=[], metavar="NAME=VALUE", help="where it starts from MAE")
+    parser.add_argument("--set-pretrain", action="append", default=[], metavar="NAME=VALUE", help="change mae_tiny")
     parser.add_argument("--no-save", action="store_true", help="print only")
     return parser.parse_args()
 
@@ -60,13 +61,16 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     data = args.data or folder / "drawn"
     if not args.data:
         synthesize(data, SyntheticConfig(train=64, val=8))
-    mae = args.mae or pretrain(folder, args.pictures or data, args.minutes)
+    mae = args.mae or pretrain(folder, args.pictures or data, args.minutes, args.set_pretrain)
     about = {
         "data": data.name,
-        "pictures": (args.pictures or data).name,
         "steps": args.steps,
         "settings": " ".join(args.set),
+    }
+    of_mae = {
+        "pictures": (args.pictures or data).name,
         "mae_settings": " ".join(args.set_mae),
+        "pretrain_settings": " ".join(args.set_pretrain),
         "mae_steps": rows_of(mae)[-1]["steps"],
         "mae_minutes": round(minutes_of(_metrics(mae)), 1),
     }
@@ -77,7 +81,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
             run = folder / f"{start}_{seed}"
             own = [f"seed={seed}", f"train.steps={args.steps}", f"train.eval_every={args.every}", *args.set, *own]
             train(run, "tiny", data, own)
-            new = [about | {"start": start, "seed": seed} | row for row in evaluations(run)]
+            whose = about | {"start": start, "seed": seed} | (of_mae if start == "mae" else {})
+            new = [whose | row for row in evaluations(run)]
             if not args.no_save:  # an hour may lie between one and the next
                 append_rows(RESULTS / "handover.csv", new)
             rows += new
@@ -85,11 +90,11 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     return rows
 
 
-def pretrain(folder: Path, pictures: Path, minutes: float) -> Path:
+def pretrain(folder: Path, pictures: Path, minutes: float, settings: Sequence[str]) -> Path:
     """The run folder of an autoencoder that learns for so long."""
-    train(folder / "trial", "mae_tiny", pictures, [f"train.steps={_TRIAL}", "schedule.warmup_steps=10"])
+    train(folder / "trial", "mae_tiny", pictures, [f"train.steps={_TRIAL}", "schedule.warmup_steps=10", *settings])
     steps = max(_TRIAL, round(minutes / minutes_of(_metrics(folder / "trial")) * _TRIAL))
-    train(folder / "mae", "mae_tiny", pictures, [f"train.steps={steps}"])
+    train(folder / "mae", "mae_tiny", pictures, [f"train.steps={steps}", *settings])
     return folder / "mae"
 
 

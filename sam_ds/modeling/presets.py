@@ -114,7 +114,7 @@ VIT_PRESETS: dict[str, VitConfig] = {
         decoder_heads=2,
     ),
 }
-# The grid of the SAM of this name: what an autoencoder learns of places on it needs no stretching.
+# The grid of the SAM called tiny: what an autoencoder learns of places on it, by crops, needs no stretching.
 VIT_PRESETS["vit_tiny_512"] = replace(VIT_PRESETS["vit_tiny"], image_size=512)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.contracts.source import ROOT
 
 KERNELS = """op,shape,device,provider,mode,ms_50,machine
@@ -76,3 +78,25 @@ def test_what_is_drawn_of_plans_and_predictions(tmp_path: Path) -> None:
 def test_shipped_results_can_be_drawn(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", "--output", tmp_path], check=True)
     assert (tmp_path / "kernels_predicted_A100.png").stat().st_size > 10_000
+
+
+HANDOVER = """data,steps,settings,start,seed,step,minutes,miou@1,miou@8,mae_settings,pretrain_settings,machine
+nuclei,200,,scratch,0,100,1,10.0,20.0,,,CPU
+nuclei,200,,scratch,0,200,2,40.0,50.0,,,CPU
+nuclei,200,,scratch,1,100,1,20.0,30.0,,,CPU
+nuclei,200,,mae,0,100,1,30.0,40.0,optim.layer_decay=0.75,,CPU
+"""
+
+
+def test_the_handover_is_a_line_of_means_for_each_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import charts
+    from tables import load
+
+    (tmp_path / "handover.csv").write_text(HANDOVER)
+    ((title, figure),) = charts.handover(load(str(tmp_path)))
+    assert title == "SAM from MAE and from scratch, nuclei, 200 steps, CPU"
+    (one_click, eight) = figure.axes
+    assert [line.get_xydata().tolist() for line in one_click.lines] == [[[100, 15], [200, 40]], [[100, 30]]]
+    assert [line.get_xydata().tolist() for line in eight.lines] == [[[100, 25], [200, 50]], [[100, 40]]]
+    assert [line.get_label() for line in one_click.lines] == ["scratch", "mae optim.layer_decay=0.75"]
