@@ -22,7 +22,7 @@ _EXAMPLE = """examples:
   deepspeed --hostfile hostfiles/a100x256.hostfile --module sam_ds train --recipe sam_vit_h \\
       --deepspeed_config ds_configs/zero2_a100x256.json --data /data/sa1b --output runs/sam_vit_h
 """
-DEFAULT_CONFIG = "zero2_local.json"  # zero2_local_fp32.json on a processor without bf16
+DEFAULT_CONFIG = "zero2_local.json"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -71,7 +71,11 @@ def seconds(text: str) -> float:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what is trained, and how."""
     parser.add_argument("--recipe", required=True, metavar="NAME", help="see sam-ds recipes; or a recipe.json")
-    parser.add_argument("--deepspeed_config", metavar="JSON", help=f"how it is spread (default: {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--deepspeed_config",
+        metavar="JSON",
+        help=f"how it is spread (default: {DEFAULT_CONFIG}; trained on a processor without bf16: zero2_local_fp32.json)",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the recipe"
     )
