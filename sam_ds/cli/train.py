@@ -74,7 +74,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed_config",
         metavar="JSON",
-        help=f"how it is spread (default: {DEFAULT_CONFIG}; trained on a processor without bf16: zero2_local_fp32.json)",
+        help=f"how it is spread (default: {DEFAULT_CONFIG}; on a processor without bf16: zero2_local_fp32)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of the recipe"
