@@ -59,7 +59,7 @@ class Point:
         raw["train_micro_batch_size_per_gpu"] = self.batch
         raw["gradient_accumulation_steps"] = self.accumulation
         raw["train_batch_size"] = self.batch * self.accumulation * world
-        raw["zero_optimization"] |= {"reduce_bucket_size": 5_000_000}
+        raw["zero_optimization"]["reduce_bucket_size"] = 5_000_000
         return deepspeed.parse(raw)
 
 

@@ -83,6 +83,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
             train(run, "tiny", data, own)
             whose = about | {"start": start, "seed": seed} | (of_mae if start == "mae" else {})
             new = [whose | row for row in evaluations(run)]
+            assert new[-1]["step"] == args.steps, "the end of the training is what was measured last"
             if not args.no_save:  # an hour may lie between one and the next
                 append_rows(RESULTS / "handover.csv", new)
             rows += new

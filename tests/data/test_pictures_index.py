@@ -157,7 +157,8 @@ def test_report_of_faults(folders: Path, tmp_path: Path) -> None:
     index = open_pictures(folders)
     assert index.classes == ["n01", "n02", "n06", "n08", "n10", "n11"]
     assert report.samples == len(index) == 12 + 1 + 2 + 1
-    assert "16 pictures of 6 classes, 3 tars, 1 compressed, 1 duplicate, 4 empty, 1 link" in str(report)
+    said = "16 pictures of 6 classes, 3 tars, 1 compressed, 1 duplicate, 4 empty, 1 link, 1 outside, 1 truncated"
+    assert said in str(report)
 
 
 def test_who_trains_hears_of_faults(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
