@@ -1,7 +1,8 @@
 """A training step of SAM on one GPU in plain torch: what each choice of attention and mask loss costs.
 
-Forward, backward and optimizer, one picture with 64 objects and the paper's 11 rounds, weights in bfloat16, encoder
-blocks and decoder rounds recomputed in backward. No DeepSpeed: what is compared is ours with ours, on one machine.
+Forward, backward and optimizer, one picture with 64 objects and the paper's 11 rounds, weights in bfloat16 (in float32
+on a processor that is no good at it), encoder blocks and decoder rounds recomputed in backward. No DeepSpeed: what is
+compared is ours with ours, on one machine.
 
   triton      the kernels
   plain       the fastest of plain torch: attention as augmented SDPA, the hand-written loss
@@ -32,6 +33,7 @@ from kernel_timing import DEVICE
 
 from sam_ds.config.schema import CurriculumConfig, Recipe
 from sam_ds.engine import activation_checkpointing
+from sam_ds.engine.precision import cpu_multiplies
 from sam_ds.ops.choice import VARIABLE
 from sam_ds.recipes import RECIPES
 from sam_ds.tasks.segment_images import SegmentImages
@@ -42,6 +44,8 @@ CHOICES = {
     "plain": "rel_pos_attention=sdpa,mask_loss=fused,rasterize=reference",
     "reference": "rel_pos_attention=reference,mask_loss=reference,rasterize=reference",
 }
+PRECISION = "bf16" if DEVICE == "cuda" or cpu_multiplies("bf16") else "fp32"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PARTS = ("prepare", "encoder", "rounds", "backward", "optimizer")
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for name in args.recipes:
         recipe = make_recipe(RECIPES[name](), args.masks)
-        print(f"{name}, {args.masks} objects, {recipe.prompts.rounds} rounds, {DEVICE}")
+        print(f"{name}, {args.masks} objects, {recipe.prompts.rounds} rounds, {PRECISION}, {DEVICE}")
         for choice in CHOICES if on_gpu else ("plain", "reference"):
             gc.collect()  # modules refer to themselves by their hooks
             torch.cuda.empty_cache()  # the next choice's peak and room are its own
@@ -66,9 +70,8 @@ def main() -> None:
             except torch.OutOfMemoryError:
                 print(f"  {choice:10} out of memory")
                 continue
-            rows.append(
-                {"recipe": name, "choice": choice, "masks": args.masks, "num_rounds": recipe.prompts.rounds, **row}
-            )
+            about = {"recipe": name, "choice": choice, "precision": PRECISION, "masks": args.masks}
+            rows.append({**about, "num_rounds": recipe.prompts.rounds, **row})
             print(f"  {choice:10}", "  ".join(f"{part} {value}" for part, value in row.items()), flush=True)
     if not args.no_save:
         append_rows(RESULTS / "train_step.csv", rows)
@@ -89,7 +92,7 @@ def measure(recipe: Recipe, choice: str, args: argparse.Namespace) -> dict[str, 
     torch.manual_seed(0)
     task = SegmentImages(recipe).to(DEVICE).train()
     for parameter in task.parameters():  # not the buffers: positions stay in float32
-        parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data.to(DTYPES[PRECISION])
     activation_checkpointing.apply(task.checkpointed(), recipe.model)
     optimizer = torch.optim.AdamW(task.parameters(), 1e-4, fused=True)
     clock = Clock(task)
@@ -105,7 +108,7 @@ def measure(recipe: Recipe, choice: str, args: argparse.Namespace) -> dict[str, 
 
 def predict(name: str, masks: int, choice: str) -> float:
     """The most memory, MB, as the planner has it."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "predict_step.py"), name, str(masks), choice]
+    command = [sys.executable, str(ROOT / "benchmarks" / "predict_step.py"), name, str(masks), choice, PRECISION]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return round(json.loads(done.stdout)["bytes"] / 1e6, 1)
 

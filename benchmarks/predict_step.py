@@ -2,7 +2,7 @@
 
 In a process of its own: here the kernels are interpreted, and only asked for the shapes of their answers.
 
-python benchmarks/predict_step.py RECIPE MASKS OPS
+python benchmarks/predict_step.py RECIPE MASKS OPS PRECISION
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sam_ds.tasks.segment_images import SegmentImages
 _MOMENTS = 2  # of AdamW, in the precision of the weights, where no ZeRO keeps them in float32
 
 
-def main(name: str, masks: str, ops: str) -> None:
+def main(name: str, masks: str, ops: str, precision: str) -> None:
     os.environ[VARIABLE] = ops
     recipe = make_recipe(RECIPES[name](), int(masks))
     traced = trace(
@@ -34,7 +34,7 @@ def main(name: str, masks: str, ops: str) -> None:
         lambda task: activation_checkpointing.apply(task.checkpointed(), recipe.model),
         make_batch(sam_config(recipe.model.preset).image_size, int(masks)),
         recipe,
-        "bf16",
+        precision,
         gpu="triton" in ops,
     )
     unit = traced.element_bytes

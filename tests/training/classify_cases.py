@@ -26,7 +26,7 @@ def learn(folder: Path, data: str) -> Any:
         schedule=dataclasses.replace(recipe.schedule, warmup_steps=5),
         eval=dataclasses.replace(recipe.eval, max_pictures=0),
     )
-    config = dataclasses.replace(toy.config(2, precision="bf16"), micro_batch=6)
+    config = dataclasses.replace(toy.config(2), micro_batch=6)
     run = open_run(recipe, config, data, data, folder / "run", "auto")
     loop.train(run)
     run.close()
