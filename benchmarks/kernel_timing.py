@@ -57,7 +57,7 @@ def compare(
     rows: list[dict[str, object]] = []
     for provider, function in providers.items():
         try:
-            timings = list(measure(function, inputs))
+            timings = list(measure(function, inputs, once=DEVICE == "cpu" and "triton" in provider))
         except torch.OutOfMemoryError:
             print(f"  {provider:20} out of memory")
             continue
@@ -83,11 +83,14 @@ def as_row(op: str, shape: str, provider: str, timing: Timing, floor: Floor) -> 
     return {key: round(x, 4) if isinstance(x, float) else x for key, x in row.items()}
 
 
-def measure(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor]) -> Iterator[Timing]:
+def measure(
+    function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], once: bool = False
+) -> Iterator[Timing]:
     """Time ``function(*inputs)``, whose differentiable outputs are given gradients of ones.
 
     Args:
         inputs: those that require a gradient get one.
+        once: as Triton's interpreter, of whose times nothing can be learnt, is given a single run.
     """
     wanted = [x for x in inputs if x.requires_grad]
 
@@ -107,7 +110,8 @@ def measure(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence
         "full": lambda: backward(forward()),
     }
     for mode, run in modes.items():
-        yield Timing(mode, *quantiles(run), peak_mb=_peak(run) / 1e6, saved_mb=saved)
+        times = (_milliseconds(run),) * 3 if once else quantiles(run)
+        yield Timing(mode, *times, peak_mb=_peak(run) / 1e6, saved_mb=saved)
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
@@ -131,13 +135,15 @@ def quantiles(run: Callable[[], object]) -> tuple[float, float, float]:
 
         low, middle, high = triton.testing.do_bench(run, warmup=20, rep=100, quantiles=[0.2, 0.5, 0.8])
         return low, middle, high
-    taken = []
-    for _ in range(4):
-        start = time.perf_counter()
-        run()
-        taken.append((time.perf_counter() - start) * 1e3)
-    cuts = statistics.quantiles(taken[1:], n=5, method="inclusive")
-    return cuts[0], statistics.median(taken[1:]), cuts[-1]
+    taken = [_milliseconds(run) for _ in range(4)][1:]
+    cuts = statistics.quantiles(taken, n=5, method="inclusive")
+    return cuts[0], statistics.median(taken), cuts[-1]
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
 
 
 def _peak(run: Callable[[], object]) -> float:

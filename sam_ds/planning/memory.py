@@ -145,32 +145,46 @@ def _backward_of_stage_2(trace: Trace, config: DeepSpeedConfig, world: int) -> I
     buffers = unit * limit * (2 if overlaps(config) else 1)
     if config.offload_optimizer:
         buffers += unit * max(trace.sizes.values())  # through which gradients go to the host
-    by_group = _gradients_of_stage_2(trace, config, world)
-    # Those of earlier micro-batches are there from the start.
-    made = set(range(len(by_group))) if config.accumulation > 1 else set()
+    by_group, in_shares = _gradients_of_stage_2(trace, config, world), _sums_in_shares(trace, config)
+    before = sum(by_group) if config.accumulation > 1 else 0  # of earlier micro-batches
+
+    def gradients() -> int:
+        now = sum(by_group[index] for index in made)
+        return max(before, now) if in_shares else before + now
+
     group_of = {name: index for index, names in enumerate(trace.groups) for name in names}
+    made: set[int] = set()
     bucket: list[str] = []
     started = False
     for span in trace.spans:
-        held = {"gradients": sum(by_group[index] for index in made), "communication": buffers if started else 0}
-        yield {**span.most, **held}
+        yield {**span.most, "gradients": gradients(), "communication": buffers if started else 0}
         size = trace.sizes.get(span.parameter, 0)
         started = started or span.backward
         filled = sum(trace.sizes[name] for name in bucket)
         if bucket and (filled + size > limit or (span.backward and not size)):
-            made |= {group_of[name] for name in bucket}
-            gradients = sum(by_group[index] for index in made)
+            made |= {group_of[name] for name in bucket} if in_shares else set(group_of.values())
             # The full bucket's slices are laid end to end once more, and cast.
-            yield {**span.last, "gradients": gradients, "communication": buffers + filled * (unit + casts)}
+            yield {**span.last, "gradients": gradients(), "communication": buffers + filled * (unit + casts)}
             bucket = []
         if size:
             bucket.append(span.parameter)
+    if not in_shares:  # the optimizer's step lays each group's end to end, and casts them
+        largest = max(share(config, [trace.sizes[name] for name in group], world) for group in trace.groups)
+        yield {"gradients": sum(by_group) + (4 + unit if unit < 4 else 4) * largest}
+
+
+def _sums_in_shares(trace: Trace, config: DeepSpeedConfig) -> bool:
+    """Whether ZeRO-2 adds gradients into a float32 buffer of its share of each group, made when they are first there.
+
+    Else it makes one buffer for all of a micro-batch's, with the first bucket.
+    """
+    return gradient_bytes(trace, config) > trace.element_bytes
 
 
 def _gradients_of_stage_2(trace: Trace, config: DeepSpeedConfig, world: int) -> list[int]:
     """Bytes of the gradients that a rank keeps until the step, by the optimizer's groups."""
     sizes = [[trace.sizes[name] for name in group] for group in trace.groups]
-    if gradient_bytes(trace, config) > trace.element_bytes:
+    if _sums_in_shares(trace, config):
         return [4 * share(config, group, world) for group in sizes]
     # Those of its parameters are kept whole, also where the next rank's share begins within one.
     touched = []

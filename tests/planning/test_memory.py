@@ -55,6 +55,18 @@ def test_accumulated_gradients_are_there_from_the_start(tracer: Tracer) -> None:
         assert (memory(trace, twice, 1).total > memory(trace, once, 1).total) is more
 
 
+def test_what_is_not_summed_in_float32_lies_in_a_buffer_of_its_micro_batch(tracer: Tracer) -> None:
+    """With float32 weights, say: made whole with the first bucket, and anew in every micro-batch."""
+    trace = tracer(recipes.get("tiny"), 1, "fp32")
+    raw = json.loads((deepspeed.CONFIG_DIR / "zero2_local_fp32.json").read_text()) | {"train_batch_size": 8}
+    raw["train_micro_batch_size_per_gpu"] = 1
+    raw["zero_optimization"]["reduce_bucket_size"] = 1000
+    once, twice, often = (deepspeed.parse(raw | {"gradient_accumulation_steps": times}) for times in (1, 2, 4))
+    more = memory(trace, twice, 2).total - memory(trace, once, 2).total
+    assert more == pytest.approx(shards(trace, once, 2).gradients, rel=0.01)
+    assert memory(trace, often, 2) == memory(trace, twice, 2)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_mean_of_the_weights_lies_where_the_masters_do(stage: int, tracer: Tracer) -> None:
     plain, averaged = (
