@@ -15,32 +15,34 @@ from sam_ds.planning.machines import GPUS, Gpu
 from sam_ds.planning.step_time import step_time
 from sam_ds.planning.trace import Trace
 
-# The rates that are fitted. Of each, a step has so many units, and takes them one after another.
+# The rates that are fitted, and the seconds of a call. Of each, a step has so many units, one after another.
 _RATES = ("matrix", "attention", "bandwidth", "link")
+_FITTED = (*_RATES, "call")
 _LARGE = 1e30  # a rate at which nothing takes time: what the points do not tell apart
 
 Measured = tuple[Trace, DeepSpeedConfig, float]  # and the seconds of a step
 
 
 def fit(points: Sequence[Measured], world: int, like: Gpu) -> Gpu:
-    """``like`` with the rates with which the steps' times come out best, in the least squares of their ratios.
+    """``like`` with the rates and the call with which the steps' times come out best, in least squares of their ratios.
 
-    No rate may be negative: where one would be, it is left out (non-negative least squares, by trying subsets).
+    None may be negative: where one would be, it is left out (non-negative least squares, by trying subsets).
     """
     bare = dataclasses.replace(
         like, **dict.fromkeys((*_RATES, "instructions", "network"), _LARGE), call=0.0, latency=0.0
     )
-    machines = [dataclasses.replace(bare, **{rate: 1.0}) for rate in _RATES]
+    machines = [dataclasses.replace(bare, **{name: 1.0}) for name in _FITTED]
     columns = [[predicted_seconds(machine, x, world) for x in points] for machine in machines]
-    units = np.array(columns).T / np.array([point[2] for point in points])[:, None]  # [points, rates]
+    units = np.array(columns).T / np.array([point[2] for point in points])[:, None]  # [points, fitted]
     best: tuple[float, dict[str, float]] | None = None
-    for subset in range(1, 2 ** len(_RATES)):
-        chosen = [i for i in range(len(_RATES)) if subset >> i & 1]
+    for subset in range(1, 2 ** len(_FITTED)):
+        chosen = [i for i in range(len(_FITTED)) if subset >> i & 1]
         scale = units[:, chosen].max(0)
         times = np.linalg.lstsq(units[:, chosen] / scale, np.ones(len(points)), rcond=None)[0] / scale
         error = float(((units[:, chosen] @ times - 1) ** 2).sum())
         if (times > 0).all() and (best is None or error < best[0]):
-            best = error, {_RATES[i]: float(1 / seconds) for i, seconds in zip(chosen, times, strict=True)}
+            units_of = ((_FITTED[i], float(seconds)) for i, seconds in zip(chosen, times, strict=True))
+            best = error, {name: 1 / seconds if name in _RATES else seconds for name, seconds in units_of}
     assert best is not None, "one rate alone is always positive"
     beyond = {name: getattr(like, name) for name in ("instructions", "network", "latency")}  # of what was not measured
     return dataclasses.replace(bare, **(beyond | best[1]), source="measured")

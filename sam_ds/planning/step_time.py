@@ -29,7 +29,8 @@ def step_time(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> di
     }
     parts = {name: config.accumulation * seconds for name, seconds in device.items()}
     calls = sum(kind.calls for kind in work.values()) * gpu.call
-    parts["waiting for the host"] = config.accumulation * max(0.0, calls - sum(device.values()))
+    meanwhile = 0.0 if gpu.device == "cpu" else sum(device.values())  # a GPU computes while the next is called
+    parts["waiting for the host"] = config.accumulation * max(0.0, calls - meanwhile)
     parts["optimizer"] = _optimizer(trace, config, gpu, world)
     sent = communication(trace, config, world)
     if gpu.device == "cpu" and config.zero_stage == 3:
