@@ -39,7 +39,8 @@ def append_rows(csv_path: Path, rows: Sequence[dict[str, object]]) -> None:
         csv_path: the table, made if it is not there.
         rows: column name to value.
     """
-    stamped = [{**row, **environment()} for row in rows]
+    where = environment()
+    stamped = [{**row, **where} for row in rows]
     older: list[dict[str, str]] = []
     if csv_path.exists():
         with csv_path.open(newline="") as file:
