@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,15 +13,21 @@ GROUPS_WAIT = timedelta(seconds=6)
 
 def train(rank: int, port: int, folder: Path) -> None:
     _join(rank, port, folder)
+    from sam_ds.config.errors import TRY_AGAIN
     from sam_ds.engine import distributed
     from sam_ds.engine.watchdog import watchdog
 
-    while True:
-        watchdog.mark("a step")
-        if (folder / f"hang_{rank}").exists():
-            time.sleep(3600)
-        distributed.barrier()
-        (folder / "begun").touch()
+    try:
+        while True:
+            watchdog.mark("a step")
+            if (folder / f"hang_{rank}").exists():
+                time.sleep(3600)
+            distributed.barrier()
+            (folder / "begun").touch()
+    except RuntimeError as error:  # the other's watchdog ended it first
+        if not distributed.says_ranks_are_lost(error):
+            raise
+        sys.exit(TRY_AGAIN)
 
 
 def index(rank: int, port: int, folder: Path) -> None:
