@@ -74,9 +74,9 @@ POINTS = [
     Point("vit_b", 2, 1, 4, 256, "none"),
     Point("vit_b", 3, 1, 4, 256, "none"),
     Point("vit_b", 2, 1, 4, 320, "torch"),
-    Point("vit_b", 3, 2, 4, 256, "torch"),
-    Point("vit_b", 2, 2, 4, 256, "torch"),
-    Point("vit_b", 2, 1, 4, 256, "torch", accumulation=2),
+    Point("vit_b", 3, 2, 4, 192, "torch"),
+    Point("vit_b", 2, 2, 4, 192, "torch"),
+    Point("vit_b", 2, 1, 4, 192, "torch", accumulation=2),
     Point("tiny", 3, 2, 8, 256, "none", accumulation=2),
 ]
 

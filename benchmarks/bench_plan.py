@@ -6,8 +6,10 @@ python benchmarks/bench_plan.py [--recipes sam_vit_h …] [--no-save]
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 os.environ["TRITON_INTERPRET"] = "1"  # the plans ask the kernels for the shapes of their answers
 
@@ -41,16 +43,24 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(CONFIGS), choices=CONFIGS)
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/plans.csv")
     args = parser.parse_args()
-    tracer = make_tracer(on_gpu=True)
     rows = []
-    for name in args.recipes:
-        plans = list(_plans(name, tracer))
-        rows += sweep_rows(plans)
-        for config, gpu, alike in _sets(plans):
-            advice = [advise(plan, tracer) if not plan.fits else [] for plan in alike]
-            print(f"{name}, {config}, {gpu}\n{sweep_text(alike, advice)}\n", flush=True)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:  # tracing keeps one core busy
+        for own, text in pool.map(_planned, args.recipes):
+            rows += own
+            print(text, flush=True)
     if not args.no_save:
         append_rows(RESULTS / "plans.csv", rows)
+
+
+def _planned(name: str) -> tuple[list[dict[str, object]], str]:
+    """A recipe's rows, and what there is to read."""
+    tracer = make_tracer(on_gpu=True)
+    plans = list(_plans(name, tracer))
+    texts = [
+        f"{name}, {config}, {gpu}\n{sweep_text(alike, [advise(p, tracer) if not p.fits else [] for p in alike])}\n"
+        for config, gpu, alike in _sets(plans)
+    ]
+    return sweep_rows(plans), "\n".join(texts)
 
 
 def _plans(name: str, tracer: Tracer) -> Iterator[Plan]:

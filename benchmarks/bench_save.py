@@ -4,7 +4,7 @@ One process with ZeRO-2 on a CPU trains SAM on crops. Turn by turn a checkpoint 
 both write, hash and sync the same files. What is left of the asynchronous one is the copy to the host, and steps that
 are slower while the disk and a core are busy with it.
 
-  python benchmarks/bench_save.py [--preset vit_b] [--crop 256] [--repeats 5] [--no-save]
+  python benchmarks/bench_save.py [--preset vit_b] [--crop 256] [--repeats 3] [--no-save]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="vit_b")
     parser.add_argument("--crop", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the writer has the other core

@@ -11,7 +11,7 @@ compared is ours with ours, on one machine.
 Beside the most memory that was measured stands what the planner's trace predicts. On a CPU the tiny recipe takes the
 place of the large ones, and there are no kernels.
 
-  python benchmarks/bench_train_step.py [--recipes sam_vit_b sam_vit_h] [--steps 5] [--no-save]
+  python benchmarks/bench_train_step.py [--recipes sam_vit_b sam_vit_h] [--steps 3] [--no-save]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["sam_vit_b", "sam_vit_h"] if on_gpu else ["tiny"])
     parser.add_argument("--masks", type=int, default=64 if on_gpu else 4)
-    parser.add_argument("--steps", type=int, default=5, help="timed ones; the medians are reported")
+    parser.add_argument("--steps", type=int, default=3, help="timed ones; the medians are reported")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/train_step.csv")
     args = parser.parse_args()
     rows: list[dict[str, object]] = []

@@ -37,17 +37,18 @@ def measure(point: dict[str, Any], steps: int) -> dict[str, float]:
     kit = tasks.kit(recipe.task)
     engine = Engine(kit.build, recipe, config)
     batches = [kit.full_batch(recipe, config.micro_batch)] * config.accumulation
-    engine.train_step(batches, 0)  # makes the moments
-    engine.train_step(batches, 1)  # ZeRO-3 now knows the order of the weights
+    first = 2 if config.zero_stage == 3 else 1  # the moments are made, and ZeRO-3 knows the order of the weights
+    for step in range(first):
+        engine.train_step(batches, step)
     before = _held()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        engine.train_step(batches, 2)
+        engine.train_step(batches, first)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else before + _most_more(recorded)
     del recorded
     seconds = []
-    for step in range(3, 3 + steps):
+    for step in range(first + 1, first + 1 + steps):
         start = time.perf_counter()
         result = engine.train_step(batches, step)
         float(result.logs["loss/total"])
