@@ -46,10 +46,16 @@ def memory(tables: Tables) -> Iterable[Chart]:
     rows = by_case("memory", tables.get("memory", ())).values()
     for (machine,), found in groups(rows, "machine").items():
         for (preset,), some in groups(found, "preset").items():
-            labels = [about(row, "stage", "batch", "masks", "crop", "checkpointing") for row in some]
+            labels = [
+                about(row, "stage", "batch", "masks", "crop", "checkpointing", *_accumulated(row)) for row in some
+            ]
             series = {name: column(some, f"{name}_mb") for name in ("predicted", "measured")}
             title = f"memory of {preset}, {short(machine)}"
             yield title, bars(title, labels, series, "MB at the highest")
+
+
+def _accumulated(row: Row) -> list[str]:
+    return ["accumulation"] if number(row, "accumulation") > 1 else []
 
 
 def predictions(tables: Tables) -> Iterable[Chart]:
