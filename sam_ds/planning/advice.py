@@ -15,7 +15,7 @@ from sam_ds.planning.machines import GPUS, Gpu
 from sam_ds.planning.plan import Plan, Tracer, make_plan
 
 _SMALL_BUCKET = 50_000_000
-_GPU = "gpu"
+_GPU, _MASKS = "gpu", "masks"  # kinds of change
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def advise(plan: Plan, tracer: Tracer, limit: int = 3) -> list[Advice]:
     """The best changes: those with which it fits, the fastest first; for a plan that fits, only faster ones.
 
     Changes are combined in pairs where too few of them are enough, and another GPU comes last. The global batch and
-    what is trained stay the same, but for the number of masks, and that is only tried where nothing fits.
+    what is trained stay the same, but for the number of masks: that is only tried where the plan does not fit, and
+    comes after what changes nothing.
     """
     start = Setting(plan.recipe, plan.config, plan.gpu, plan.world)
     changes = list(_changes(start, fewer_masks=not plan.fits))
@@ -57,7 +58,7 @@ def advise(plan: Plan, tracer: Tracer, limit: int = 3) -> list[Advice]:
             if kind < other and (kind,) not in {x.kinds for x in good} and (other,) not in {x.kinds for x in good}
         ]
         good += [x for x in pairs if x.plan.fits and _GPU not in x.kinds]
-    own = sorted((x for x in good if _GPU not in x.kinds), key=lambda x: x.plan.hours)
+    own = sorted((x for x in good if _GPU not in x.kinds), key=lambda x: (_MASKS in x.kinds, x.plan.hours))
     others = sorted((x for x in good if _GPU in x.kinds), key=lambda x: x.plan.dollars)
     return [*own[: limit - bool(others)], *others[:1]] if len(own) >= limit else [*own, *others][:limit]
 
@@ -85,7 +86,7 @@ def _of_recipe(start: Setting, fewer_masks: bool) -> Iterator[_Change]:
     if fewer_masks and recipe.task == "segment_images" and masks >= 8 and not recipe.curriculum.max_masks:
         data = dataclasses.replace(recipe.data, max_masks=masks)
         changed = dataclasses.replace(start, recipe=dataclasses.replace(recipe, data=data))
-        yield "masks", f"--set data.max_masks={masks} (fewer objects a step)", changed
+        yield _MASKS, f"--set data.max_masks={masks} (fewer objects a step)", changed
 
 
 def _of_config(start: Setting) -> Iterator[_Change]:
