@@ -1,4 +1,4 @@
-"""What a pre-trained encoder is worth: the same SAM, trained as long, from a masked autoencoder and from nothing.
+r"""What a pre-trained encoder is worth: the same SAM, trained as long, from a masked autoencoder and from nothing.
 
 The recipe mae_tiny learns for so many minutes, once; then the recipe tiny is trained from it and from scratch, once for
 each seed, which also draws the order of the pictures and the prompts. Alike in all else but what --set-mae sets, as
@@ -7,7 +7,8 @@ set's own val part, along the way too. Minutes are those of the steps: evaluatio
 --data, on a few drawn scenes.
 
   python benchmarks/record_handover.py [--minutes 1] [--steps 60] [--every 30] [--seeds 1] [--no-save]
-  python benchmarks/record_handover.py --data ../shared/data/nuclei --minutes 10 --steps 400 --every 100 --seeds 3
+  python benchmarks/record_handover.py --data ../shared/data/nuclei --minutes 10 --steps 200 --every 100 --seeds 3 \
+      --set-mae optim.layer_decay=0.75 --set-mae optim.frozen_encoder_steps=50
 """
 
 from __future__ import annotations
