@@ -105,7 +105,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Data, steps, memory, checkpoints, communication, kernels, peers: under half an hour on two cores.
+# Data, steps, memory, checkpoints, communication, kernels, peers: about half an hour on two cores.
 bench: $(VENV)/.installed-dev
 	for file in benchmarks/bench_*.py; do $(WITH_PATH) python $$file; done
 
