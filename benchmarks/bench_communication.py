@@ -36,9 +36,9 @@ def main() -> None:
     recipes = ["sam_vit_b", "sam_vit_h"] if on_gpus else ["tiny", "sam_vit_b"]
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=recipes)
     parser.add_argument("--configs", nargs="+", default=["zero2_a100x256", "zero3_a100x256"])
-    parser.add_argument("--crop", type=int, default=128, help="side of the step's picture: it changes no message")
-    parser.add_argument("--masks", type=int, default=2, help="the step's objects: they change no message")
-    parser.add_argument("--repeats", type=int, default=10, help="of every message")
+    parser.add_argument("--crop", type=int, default=64, help="side of the step's picture: it changes no message")
+    parser.add_argument("--masks", type=int, default=1, help="the step's objects: they change no message")
+    parser.add_argument("--repeats", type=int, default=7, help="of every message")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/communication.csv")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ allocation. The plan's rates of this machine are fitted to every other point of 
 table) and predict the rest; its memory is predicted without a look at the machine. In bfloat16 where the machine has
 products of it, else in float32.
 
-  python benchmarks/bench_memory.py [--world 2] [--steps 3] [--few] [--no-save] [--machine cpu.json]
+  python benchmarks/bench_memory.py [--world 2] [--steps 3] [--points 10] [--no-save] [--machine cpu.json]
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ class Point:
 
 POINTS = [
     Point("tiny", 2, 4, 8, 256, "none"),
-    Point("tiny", 2, 2, 16, 320, "none"),
-    Point("tiny", 2, 4, 8, 320, "torch"),
+    Point("tiny", 2, 1, 32, 320, "torch"),
     Point("tiny", 3, 4, 8, 256, "none"),
     Point("tiny", 3, 2, 16, 320, "torch"),
-    Point("tiny", 2, 8, 4, 256, "none"),
-    Point("tiny", 2, 1, 32, 320, "torch"),
-    Point("vit_b", 2, 1, 4, 256, "none"),
-    Point("vit_b", 3, 1, 4, 256, "none"),
-    Point("vit_b", 2, 1, 4, 320, "torch"),
+    Point("vit_b", 2, 1, 4, 192, "none"),
+    Point("vit_b", 3, 1, 4, 192, "none"),
+    Point("vit_b", 2, 1, 4, 224, "torch"),
     Point("vit_b", 3, 2, 4, 192, "torch"),
-    Point("vit_b", 2, 2, 4, 192, "torch"),
     Point("vit_b", 2, 1, 4, 192, "torch", accumulation=2),
     Point("tiny", 3, 2, 8, 256, "none", accumulation=2),
+    Point("tiny", 2, 8, 4, 256, "none"),
+    Point("tiny", 2, 4, 8, 320, "torch"),
+    Point("tiny", 2, 2, 16, 320, "none"),
+    Point("vit_b", 2, 2, 4, 192, "torch"),
 ]
 
 
@@ -85,11 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", type=int, default=torch.cuda.device_count() or 2, help="ranks")
     parser.add_argument("--steps", type=int, default=3, help="timed ones; their median counts")
-    parser.add_argument("--few", type=int, default=len(POINTS), help="only so many points")
+    parser.add_argument("--points", type=int, default=10, help=f"the first so many of {len(POINTS)}")
     parser.add_argument("--machine", metavar="FILE", help="write this machine's rates there, for sam-ds plan --gpu")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/memory.csv")
     args = parser.parse_args()
-    points = POINTS[: args.few]
+    points = POINTS[: args.points]
     measured = measure(points, args.world, args.steps)
     tracer = make_tracer(torch.cuda.is_available())
     configs = [point.config(args.world) for point in points]

@@ -32,8 +32,9 @@ the crops.
 
 On a processor without products in bfloat16 what needs them is left out, and ours in crops is in fp32 too.
 
-``plain`` is the peer as public loops are: the losses of all masks have a graph, of which one is picked. These
-variants are measured where --variants names them.
+``plain`` is the peer as public loops are: the losses of all masks have a graph, of which one is picked.
+
+Without --variants those are measured that no other stands for: input, ddp, hf and eager, and what is in bf16.
 
 Every measurement is made in fresh processes, and the cases take turns, so a busy machine is busy for all of them.
 --cpu-time takes the ratios from the CPU time of the processes instead of the clock; both rates are always saved.
@@ -112,7 +113,7 @@ VARIANTS = {
     "eager": (["ours logits"], ["ours logits eager"]),
     "crops": (["ours crops"], ["peer logits", "peer bf16", "peer bf16 encoder"]),
 }
-_USUAL = [variant for variant in VARIANTS if "plain" not in variant]
+_USUAL = ["input", "bf16", "ddp", "hf", "hf bf16", "eager"]
 
 
 def main() -> None:
@@ -155,7 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="of prompts a step")
     parser.add_argument("--pool", type=int, default=16, help="different pictures")
     parser.add_argument("--workers", type=int, default=0, help="loader processes a rank of ours; 0: none")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=_USUAL, help="all but plain ones by default")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=_USUAL, help="usual: " + ", ".join(_USUAL))
     parser.add_argument("--cpu-time", action="store_true", help="ratios of CPU time instead of the clock's")
     parser.add_argument("--no-save", action="store_true", help="do not add to benchmarks/results/peer_training.csv")
     return parser.parse_args()

@@ -39,7 +39,7 @@ def main() -> None:
     distributed.init()
     trainer = Trainer(args.preset, args.crop)
     with tempfile.TemporaryDirectory() as folder:
-        trainer.steps(3)
+        trainer.steps(1)
         found = [trainer.measure(Path(folder), asynchronous) for _ in range(args.repeats) for asynchronous in (0, 1)]
     step = statistics.median(trainer.seconds)
     rows = [row(args, found[way::2], ("synchronous", "asynchronous")[way], step) for way in range(2)]
@@ -71,7 +71,7 @@ class Trainer:
 
     def measure(self, folder: Path, asynchronous: int) -> dict[str, float]:
         """Seconds that a save stands in the way, and of the steps that it goes along with."""
-        self.seconds += self.steps(3)
+        self.seconds += self.steps(2)
         began = time.perf_counter()
         saving = checkpoint.Saving(self.engine, folder, 1)
         if not asynchronous:
