@@ -32,11 +32,15 @@ def fit(points: Sequence[Measured], world: int, like: Gpu) -> Gpu:
         like, **dict.fromkeys((*_RATES, "instructions", "network"), _LARGE), call=0.0, latency=0.0
     )
     machines = [dataclasses.replace(bare, **{name: 1.0}) for name in _FITTED]
-    columns = [[predicted_seconds(machine, x, world) for x in points] for machine in machines]
+    # Of what no point has any, nothing is left, not even what the others take at their large rates.
+    columns = [[predicted_seconds(own, x, world) - predicted_seconds(bare, x, world) for x in points] for own in machines]
     units = np.array(columns).T / np.array([point[2] for point in points])[:, None]  # [points, fitted]
+    seen = units.any(0)
     best: tuple[float, dict[str, float]] | None = None
     for subset in range(1, 2 ** len(_FITTED)):
         chosen = [i for i in range(len(_FITTED)) if subset >> i & 1]
+        if not seen[chosen].all():
+            continue
         scale = units[:, chosen].max(0)
         times = np.linalg.lstsq(units[:, chosen] / scale, np.ones(len(points)), rcond=None)[0] / scale
         error = float(((units[:, chosen] @ times - 1) ** 2).sum())
