@@ -33,8 +33,9 @@ def fit(points: Sequence[Measured], world: int, like: Gpu) -> Gpu:
     )
     machines = [dataclasses.replace(bare, **{name: 1.0}) for name in _FITTED]
     # Of what no point has any, nothing is left, not even what the others take at their large rates.
-    columns = [[predicted_seconds(own, x, world) - predicted_seconds(bare, x, world) for x in points] for own in machines]
-    units = np.array(columns).T / np.array([point[2] for point in points])[:, None]  # [points, fitted]
+    rest = [predicted_seconds(bare, x, world) for x in points]
+    columns = [[predicted_seconds(own, x, world) for x in points] for own in machines]
+    units = (np.array(columns) - rest).T / np.array([point[2] for point in points])[:, None]  # [points, fitted]
     seen = units.any(0)
     best: tuple[float, dict[str, float]] | None = None
     for subset in range(1, 2 ** len(_FITTED)):
