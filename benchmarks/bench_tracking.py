@@ -5,7 +5,7 @@ seconds each, in a new order every round; what is compared are the medians of al
 stands behind a proxy that can hang or refuse. The training only writes lines to a file in every way: what can differ is
 the work of the process beside it that sends them.
 
-  python benchmarks/bench_tracking.py [--rounds 2] [--steps 12] [--no-save]
+  python benchmarks/bench_tracking.py [--rounds 3] [--steps 12] [--no-save]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NAMES = [f"loss/part_{i}" for i in range(20)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="of a turn")
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
