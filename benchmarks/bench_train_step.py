@@ -46,6 +46,7 @@ CHOICES = {
 }
 PRECISION = "bf16" if DEVICE == "cuda" or cpu_multiplies("bf16") else "fp32"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_WARMUP = 2 if DEVICE == "cuda" else 1  # kernels are tuned and compiled
 PARTS = ("prepare", "encoder", "rounds", "backward", "optimizer")
 
 
@@ -99,7 +100,7 @@ def measure(recipe: Recipe, choice: str, args: argparse.Namespace) -> dict[str, 
     batch = make_batch(task.model.config.image_size, args.masks)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    steps = [step(task, optimizer, batch, clock) for _ in range(2 + args.steps)][2:]
+    steps = [step(task, optimizer, batch, clock) for _ in range(_WARMUP + args.steps)][_WARMUP:]
     parts = {part: round(1e3 * statistics.median(s[part] for s in steps), 2) for part in PARTS}
     whole = statistics.median(sum(s.values()) for s in steps)
     peak = torch.cuda.max_memory_allocated() / 1e6 if DEVICE == "cuda" else float("nan")
