@@ -63,8 +63,6 @@ class Point:
         return deepspeed.parse(raw)
 
 
-# ViT-B at 192 pixels and more: with fewer than 128 tokens a processor multiplies at half its rate (here, at 100 tokens,
-# 27 and 15 GFLOP/s forward and for the weights' gradients, from 128 on 40 and more), and a plan has one rate for all.
 POINTS = [
     Point("tiny", 2, 4, 8, 256, "none"),
     Point("tiny", 2, 1, 32, 320, "torch"),

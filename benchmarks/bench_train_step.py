@@ -46,7 +46,7 @@ CHOICES = {
 }
 PRECISION = "bf16" if DEVICE == "cuda" or cpu_multiplies("bf16") else "fp32"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_WARMUP = 2 if DEVICE == "cuda" else 1  # kernels are tuned and compiled
+_WARMUP = 2 if DEVICE == "cuda" else 1  # steps that are not timed: on a GPU the first tune kernels
 PARTS = ("prepare", "encoder", "rounds", "backward", "optimizer")
 
 
