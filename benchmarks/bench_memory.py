@@ -5,9 +5,6 @@ allocation. The plan's rates of this machine are fitted to every other point of 
 table) and predict the rest; its memory is predicted without a look at the machine. In bfloat16 where the machine has
 products of it, else in float32.
 
-A shared machine is slower for minutes. What a fixed piece of work took beside the steps, over its median of all points,
-is a point's ``pace``: rates are fitted at a pace of 1, and a time is predicted at the pace of its point.
-
   python benchmarks/bench_memory.py [--world 2] [--steps 3] [--points 10] [--no-save] [--machine cpu.json]
 """
 
@@ -17,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import os
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -100,21 +96,17 @@ def main() -> None:
     traces = [tracer(x.recipe, x.batch, config.precision) for x, config in zip(points, configs, strict=True)]
     alike = [[(other.preset, other.stage) for other in points[:index]] for index in range(len(points))]
     for_fit = [i for i, before in enumerate(alike) if before.count((points[i].preset, points[i].stage)) % 2 == 0]
-    usual = statistics.median(x["fixed_work"] for x in measured)
-    paces = [x["fixed_work"] / usual for x in measured]
-    at_usual = [x["seconds"] / pace for x, pace in zip(measured, paces, strict=True)]
-    steps = list(zip(traces, configs, at_usual, strict=True))
+    steps = [(trace, config, x["seconds"]) for trace, config, x in zip(traces, configs, measured, strict=True)]
     machine = fit([steps[i] for i in for_fit], args.world, this_machine())
     rows = []
     for index, (point, own, config) in enumerate(zip(points, measured, configs, strict=True)):
-        seconds = paces[index] * predicted_seconds(machine, steps[index], args.world)
+        seconds = predicted_seconds(machine, steps[index], args.world)
         row: dict[str, Any] = {
             **dataclasses.asdict(point),
             "precision": config.precision,
             "world": args.world,
             **_beside("mb", memory(traces[index], config, args.world).total / 1e6, own["bytes"] / 1e6),
             **_beside("ms", seconds * 1e3, own["seconds"] * 1e3),
-            "pace": round(paces[index], 3),
             "fitted": "yes" if index in for_fit else "",
         }
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
@@ -126,7 +118,7 @@ def main() -> None:
 
 
 def measure(points: list[Point], world: int, steps: int) -> list[dict[str, float]]:
-    """The largest of what the ranks found, by point: each in processes of its own, for engines leave traces."""
+    """The largest of the ranks' bytes and seconds, by point: each in processes of its own, for engines leave traces."""
     accelerator, found = "cuda" if torch.cuda.is_available() else "cpu", []
     for point in points:
         described = {"recipe": recipe_file.to_dict(point.recipe), "deepspeed": point.config(world).raw}

@@ -1,7 +1,5 @@
 """One rank of bench_memory.py: steps of full batches, their time, and the most memory that tensors held in one.
 
-A fixed piece of work is timed beside every step: on a machine that others use too, it says how fast that was.
-
 python benchmarks/memory_loop.py SETTINGS.json RESULT.json      (started by ``ranks.run``)
 """
 
@@ -49,31 +47,14 @@ def measure(point: dict[str, Any], steps: int) -> dict[str, float]:
         engine.train_step(batches, first)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else before + _most_more(recorded)
     del recorded
-    seconds, beside = [], [fixed_work()]
+    seconds = []
     for step in range(first + 1, first + 1 + steps):
         start = time.perf_counter()
         result = engine.train_step(batches, step)
         float(result.logs["loss/total"])
         seconds.append(time.perf_counter() - start)
-        beside.append(fixed_work())
     engine.close()
-    median = statistics.median(seconds) if seconds else float("nan")
-    return {"bytes": peak, "seconds": median, "fixed_work": statistics.median(beside)}
-
-
-def fixed_work() -> float:
-    """Seconds of what steps are made of: products of matrices, passes over memory, and small operations."""
-    device = distributed.device()
-    matrix, long, short = (torch.ones(size, device=device) for size in ((512, 512), 2**23, 16))
-    distributed.barrier()
-    start = time.perf_counter()
-    for _ in range(10):
-        matrix @ matrix
-        long + long
-        for _ in range(500):
-            short + short
-    float(short[0])  # waits for a GPU
-    return time.perf_counter() - start
+    return {"bytes": peak, "seconds": statistics.median(seconds) if seconds else float("nan")}
 
 
 def _held() -> int:

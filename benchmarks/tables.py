@@ -35,7 +35,7 @@ class Results:
         return next((kind for kind, some in kinds.items() if any(fnmatch(column, one) for one in some)), "")
 
 
-_PREDICTED = Results(lower=("measured_*",), nearer=("off_*",), other=("predicted_*", "pace", "fitted"))
+_PREDICTED = Results(lower=("measured_*",), nearer=("off_*",), other=("predicted_*", "fitted"))
 RESULTS_OF = {
     "communication": Results(lower=("ms_50",), other=("ms_*", "*_gb_s")),
     "data": Results(lower=("ms",), other=("pictures_per_second", "times_baseline", "part_of_floor")),
