@@ -34,7 +34,7 @@ def step_time(trace: Trace, config: DeepSpeedConfig, gpu: Gpu, world: int) -> di
     parts["optimizer"] = _optimizer(trace, config, gpu, world)
     sent = communication(trace, config, world)
     if gpu.device == "cpu" and config.zero_stage == 3:
-        # gloo reduce-scatters by an all-reduce and a copy: 1.5 times as long at least (benchmarks/results/communication.csv)
+        # gloo reduce-scatters by an all-reduce and copies: 1.5 times as long at least (communication.csv)
         sent = {**sent, "gradients": 3 * sent.get("gradients", 0.0)}
     seconds = _ring(sum(sent.values()), gpu, world)
     seconds += messages(trace, config, world) * gpu.latency * math.log2(max(2, world))
