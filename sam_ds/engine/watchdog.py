@@ -32,6 +32,7 @@ from sam_ds.engine.neighbours import Neighbours
 
 _SILENCE = 120.0  # seconds without a word of a process, at most; a stuck rank is given the whole timeout
 _INTERVAL = 1.0  # seconds between two words, at most
+_LAST_WORD = 5.0  # seconds in which the store should answer one
 _VERDICT = "sam_ds/watchdog/verdict"
 
 T = TypeVar("T")
@@ -117,6 +118,7 @@ class Watchdog:
         self._verdict = ""
         self._answered = 0.0  # when the store last did
         self._ended: threading.Event | None = None
+        self._talking: threading.Thread | None = None
 
     def mark(self, place: str) -> None:
         """The main thread has come to ``place``. From the first mark of every rank on, they are timed."""
@@ -175,7 +177,9 @@ class Watchdog:
         self._tell(store, 0)
         neighbours = Neighbours()  # collective: from here on every rank's word is there
         judge = Judge(silence, timeout) if distributed.is_main() else None
-        threading.Thread(target=self._talk, args=(store, judge, interval, self._ended), daemon=True).start()
+        talk = (store, judge, interval, self._ended)
+        self._talking = threading.Thread(target=self._talk, args=talk, name="watchdog", daemon=True)
+        self._talking.start()
         wait = (silence, interval, stacks, neighbours, self._ended)
         threading.Thread(target=self._wait, args=wait, daemon=True).start()
 
@@ -184,6 +188,10 @@ class Watchdog:
         if self._ended is not None:
             self._ended.set()
             self._ended = None
+        if self._talking is not None:
+            # Where the interpreter ends while a thread is in a call of the store, torch aborts the process.
+            self._talking.join(_LAST_WORD)
+            self._talking = None
 
     def _talk(self, store: dist.TCPStore, judge: Judge | None, interval: float, ended: threading.Event) -> None:
         """May hang with the store: ``_wait`` notices."""

@@ -144,11 +144,26 @@ def open_run(
     Raises:
         UserError: it cannot start so.
     """
-    kit = tasks.kit(recipe.task)
     join(timeout)
-    config = config.with_world(distributed.world_size())
-    folder = RunFolder(output)
     watchdog.start(timeout.total_seconds(), output)
+    try:
+        return _open(recipe, config, data, val, RunFolder(output), resume, paranoid)
+    except BaseException:
+        watchdog.stop()
+        raise
+
+
+def _open(
+    recipe: Recipe,
+    config: DeepSpeedConfig,
+    data: str,
+    val: str | None,
+    folder: RunFolder,
+    resume: str,
+    paranoid: bool,
+) -> Run:
+    kit = tasks.kit(recipe.task)
+    config = config.with_world(distributed.world_size())
     sources, lost = distributed.on_main(lambda: _open_folder(folder, resume, recipe.train.mirror), watchdog.meet)
     start = _find_start(kit, recipe, sources)
     _open_data(kit, data, val)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+
+import torch.distributed as dist
 
 GROUPS_WAIT = timedelta(seconds=6)
 
@@ -43,6 +46,30 @@ def index(rank: int, port: int, folder: Path) -> None:
     watchdog.meet()
     watchdog.stop()
     time.sleep(2)  # the store goes with rank 0, and the other may look once more
+
+
+def leave(rank: int, port: int, folder: Path) -> None:
+    """Both end while their watchdogs are in a call of the store."""
+    from sam_ds.engine import distributed
+    from sam_ds.engine.watchdog import Watchdog, watchdog
+
+    talking = threading.Event()
+
+    def many_calls(self: Watchdog, store: dist.Store, count: int) -> None:
+        until = time.monotonic() + (2 if count else 0)
+        tell(self, store, count)
+        while time.monotonic() < until:
+            talking.set()
+            store.check(["nothing"])
+
+    tell, Watchdog._tell = Watchdog._tell, many_calls  # type: ignore[method-assign]
+    _join(rank, port, folder)
+    talking.wait()
+    distributed.barrier()
+    (folder / "begun").touch()
+    watchdog.stop()
+    distributed.barrier()
+    distributed.shut_down()
 
 
 def _join(rank: int, port: int, folder: Path, groups_wait: timedelta = timedelta(minutes=30)) -> None:

@@ -104,6 +104,13 @@ def test_ranks_wait_for_long_work_for_as_long_as_it_gets_on(tmp_path: Path) -> N
     assert [process.exitcode for process in processes] == [0, 0]
 
 
+def test_a_process_that_ends_does_not_abort_in_the_store(tmp_path: Path) -> None:
+    processes = begun(hanging.leave, tmp_path)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
 def test_long_work_that_hangs_is_named(tmp_path: Path) -> None:
     processes = begun(hanging.index, tmp_path)
     (tmp_path / "hang_0").touch()

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,4 +346,5 @@ def damaged_here(folder: Path, data: str) -> Any:
             for path in spoilt.get(steps, [*there.glob("step_*"), *here.glob("step_*")]):
                 (path / "weights.safetensors").write_bytes(b"0")
         distributed.barrier()
-    return {"said": said, "here": sorted(path.name for path in here.iterdir())}
+    watched = any(thread.name == "watchdog" for thread in threading.enumerate())
+    return {"said": said, "here": sorted(path.name for path in here.iterdir()), "watched": watched}

@@ -166,6 +166,7 @@ def test_a_damaged_checkpoint_is_fetched_from_the_copies_or_gone_back_from(two_r
     assert "not taken from file://" in older and re.search(r"going on from \S*step_00000002", older)
     assert re.search(r"step_00000003/weights\S* has 1 of .*; not taken from file://.* has 1 of", nothing)
     assert {"step_00000002.damaged", "step_00000003", "step_00000004.damaged"} <= set(seen["here"])
+    assert not seen["watched"]  # what ended with its opening, as a user's mistake does
 
 
 def _check_folder(folder: Path, baselines: list[str]) -> None:
