@@ -16,7 +16,7 @@ from sam_ds.training.progress import Progress
 from sam_ds.training.starts import Starts
 from sam_ds.training.state import RunFolder, TrainState
 
-_PATIENCE = 60.0  # seconds that the end of a training waits for a copy
+_PATIENCE = 60.0  # seconds that the end of a training waits for a thread
 
 
 class Saver:
@@ -101,7 +101,12 @@ class Saver:
             self._progress.say(f"{folder} does not get its score, and may not be kept as the best: {error}")
 
     def close(self) -> None:
-        """Wait a limited time for the copy that is under way."""
+        """Wait a limited time for the copy that is under way, and where the training has failed, for a checkpoint.
+
+        That checkpoint stays without a name, but an interpreter that ends while a thread is in torch aborts.
+        """
+        if self._saving is not None:
+            self._saving.wait(_PATIENCE)
         if self._copying is None:
             return
         self._copying.join(_PATIENCE)

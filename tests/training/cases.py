@@ -9,9 +9,11 @@ import itertools
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -21,6 +23,7 @@ from sam_ds.config.schema import ClassifyConfig, CurriculumConfig, PromptConfig,
 from sam_ds.data.loader import TrainLoader
 from sam_ds.data.sampler import Share
 from sam_ds.engine import distributed
+from sam_ds.engine.checkpoint.save import Files
 from sam_ds.engine.engine import Engine
 from sam_ds.engine.gradients import compare_gradients
 from sam_ds.engine.preemption import Preempted
@@ -126,14 +129,15 @@ class Interrupted(Exception):
     """What ends a run in the middle, in place of a fault."""
 
 
-def stopping(run: Run, last: int) -> Run:
-    """The run, which stops as if killed when ``last`` steps are done and reported."""
+def stopping(run: Run, last: int, finish: bool = True) -> Run:
+    """The run, which stops as if killed when ``last`` steps are done and reported, and saved if they were to be."""
 
     class Stopping:
         def steps(self, start: int, left_out: int) -> Any:
             for step, batches in enumerate(run.loader.steps(start, left_out), start):
                 if step == last:
-                    run.saver.finish()
+                    if finish:
+                        run.saver.finish()
                     raise Interrupted
                 yield batches
 
@@ -252,6 +256,25 @@ class _ScoredInPeace(_ScoredKit):
     def __init__(self) -> None:
         super().__init__()
         self.cut = False
+
+
+def failed_while_saving(folder: Path, data: str) -> Any:
+    """A run that fails while its first checkpoint is being written: what is left when it is closed."""
+    recipe = tiny(steps=3, save_every=1, eval_every=0)
+    run, write = open_run(recipe, toy.config(2), data, None, folder / "run", "auto"), Files.write
+
+    def slowly(files: Files, partial: Path) -> Any:
+        (folder / f"began_{distributed.rank()}").touch()
+        time.sleep(1)
+        return write(files, partial)
+
+    with mock.patch.object(Files, "write", slowly):
+        try:
+            loop.train(stopping(run, 1, finish=False))
+        except Interrupted as error:
+            run.close(error)
+    began = (folder / f"began_{distributed.rank()}").exists()
+    return {"began": began, "busy": run.saver.busy(), "saved": list(scores(run.folder.checkpoints))}
 
 
 def cut_short(folder: Path, data: str) -> Any:

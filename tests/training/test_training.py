@@ -63,7 +63,7 @@ def two_ranks(pictures: str, classes: str, tmp_path_factory: pytest.TempPathFact
         "masked": partial(cases.masked, data=pictures, accumulation=1),
     }
     rewinds = {f"rewind_{every}": partial(cases.rewind, data=pictures, save_every=every) for every in (2, 0)}
-    names = ("cut_short", "measured_late", "mirrored", "damaged_here")
+    names = ("failed_while_saving", "cut_short", "measured_late", "mirrored", "damaged_here")
     others = {name: partial(getattr(cases, name), data=pictures) for name in names}
     return ranks.run(ONE_GRAPH | PARITY | runs | batches | rewinds | others, 2, tmp_path_factory.mktemp("ranks"))
 
@@ -143,6 +143,11 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for_and_its_checkpoint_is_t
     seen = ranks.value(two_ranks, "cut_short")[0]
     assert "preempted at step 2" in seen["said"]
     assert seen["scores"] == {"step_00000002": 1.0, "step_00000006": 0.5}
+
+
+def test_a_run_that_fails_waits_for_what_it_writes(two_ranks: dict[str, list[Any]]) -> None:
+    for seen in ranks.value(two_ranks, "failed_while_saving"):
+        assert seen == {"began": True, "busy": False, "saved": []}
 
 
 def test_weights_are_measured_when_they_are_saved_and_not_among_skipped_steps(two_ranks: dict[str, list[Any]]) -> None:

@@ -84,6 +84,10 @@ class Saving:
         """Whether this rank still writes."""
         return self._thread.is_alive()
 
+    def wait(self, seconds: float) -> None:
+        """Wait until this rank has written, but no longer than so long."""
+        self._thread.join(seconds)
+
     def finish(self) -> Path:
         """Wait for all ranks, and give the checkpoint its name. Collective.
 
