@@ -42,20 +42,21 @@ _Change = tuple[str, str, Setting]
 def advise(plan: Plan, tracer: Tracer, limit: int = 3) -> list[Advice]:
     """The best changes: those with which it fits, the fastest first; for a plan that fits, only faster ones.
 
-    Changes are combined in pairs where too few of them are enough, and another GPU comes last. The global batch and
+    Those that are not enough are combined in pairs where too few are, and another GPU comes last. The global batch and
     what is trained stay the same, but for the number of masks: that is only tried where the plan does not fit, and
     comes after what changes nothing.
     """
     start = Setting(plan.recipe, plan.config, plan.gpu, plan.world)
-    changes = list(_changes(start, fewer_masks=not plan.fits))
+    changes = list(_changes(start, smaller=not plan.fits))
     found = [Advice(text, _plan(setting, tracer), (kind,)) for kind, text, setting in changes]
     good = [x for x in found if x.plan.fits and (not plan.fits or x.plan.hours < 0.99 * plan.hours)]
     if not plan.fits and len([x for x in good if x.kinds != (_GPU,)]) < limit:
+        enough = {x.text for x in good}
         pairs = [
             Advice(f"{first}, and {second}", _plan(setting, tracer), (kind, other))
             for kind, first, changed in changes
-            for other, second, setting in _changes(changed, fewer_masks=True)
-            if kind < other and (kind,) not in {x.kinds for x in good} and (other,) not in {x.kinds for x in good}
+            for other, second, setting in _changes(changed, smaller=True)
+            if kind < other and not enough & {first, second}
         ]
         good += [x for x in pairs if x.plan.fits and _GPU not in x.kinds]
     own = sorted((x for x in good if _GPU not in x.kinds), key=lambda x: (_MASKS in x.kinds, x.plan.hours))
@@ -67,15 +68,16 @@ def _plan(setting: Setting, tracer: Tracer) -> Plan:
     return make_plan(setting.recipe, setting.config, setting.gpu, setting.world, tracer)
 
 
-def _changes(start: Setting, fewer_masks: bool) -> Iterator[_Change]:
-    yield from _of_recipe(start, fewer_masks)
-    yield from _of_config(start)
+def _changes(start: Setting, smaller: bool) -> Iterator[_Change]:
+    """``smaller``: also fewer masks, and much smaller micro-batches."""
+    yield from _of_recipe(start, smaller)
+    yield from _of_config(start, smaller)
     for gpu in GPUS.values():
         if start.gpu.name in GPUS and gpu.memory > start.gpu.memory:
             yield _GPU, f"{gpu.name} in place of {start.gpu.name}", dataclasses.replace(start, gpu=gpu)
 
 
-def _of_recipe(start: Setting, fewer_masks: bool) -> Iterator[_Change]:
+def _of_recipe(start: Setting, smaller: bool) -> Iterator[_Change]:
     recipe = start.recipe
     other = {"none": "torch", "torch": "none"}.get(recipe.model.checkpointing)
     if other:
@@ -83,18 +85,16 @@ def _of_recipe(start: Setting, fewer_masks: bool) -> Iterator[_Change]:
         changed = dataclasses.replace(start, recipe=dataclasses.replace(recipe, model=model))
         yield "checkpointing", f"--set model.checkpointing={other}", changed
     masks = recipe.data.max_masks // 2
-    if fewer_masks and recipe.task == "segment_images" and masks >= 8 and not recipe.curriculum.max_masks:
+    if smaller and recipe.task == "segment_images" and masks >= 8 and not recipe.curriculum.max_masks:
         data = dataclasses.replace(recipe.data, max_masks=masks)
         changed = dataclasses.replace(start, recipe=dataclasses.replace(recipe, data=data))
         yield _MASKS, f"--set data.max_masks={masks} (fewer objects a step)", changed
 
 
-def _of_config(start: Setting) -> Iterator[_Change]:
+def _of_config(start: Setting, smaller: bool) -> Iterator[_Change]:
     config = start.config
     micro, accumulation, zero = config.micro_batch, config.accumulation, config.raw.get("zero_optimization", {})
-    sizes = {}
-    if micro % 2 == 0:
-        sizes[micro // 2] = 2 * accumulation
+    sizes = {micro // parts: parts * accumulation for parts in ((2, 4, 8) if smaller else (2,)) if micro % parts == 0}
     if accumulation % 2 == 0:
         sizes[2 * micro] = accumulation // 2
     for size, times in sizes.items():

@@ -79,6 +79,21 @@ def test_what_does_not_fit_gets_three_ways_that_do(gpu_tracer: Tracer) -> None:
     assert json.loads(json.dumps(to_json(plan, advice)))["fits"] is False
 
 
+def test_half_a_micro_batch_may_be_too_much_too(gpu_tracer: Tracer) -> None:
+    recipe = dataclasses.replace(recipes.get("tiny"), curriculum=CurriculumConfig())
+    raw, plans = deepspeed.load("zero2_local.json").raw, {}
+    for micro in (1, 2, 4):
+        keys = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 4 // micro}
+        plans[micro] = make_plan(recipe, deepspeed.parse(raw | keys), A100, 2, gpu_tracer)
+    memory = (plans[1].memory.total + plans[2].memory.total) / 2
+    small = dataclasses.replace(A100, name="small", memory=memory, reserve=0, fragments=0)
+    plan = make_plan(recipe, plans[4].config, small, 2, gpu_tracer)
+    advice = advise(plan, gpu_tracer)
+    assert not plan.fits and all(x.plan.fits for x in advice)
+    quarter = [x.text for x in advice if "micro batch 1 " in x.text]
+    assert quarter == ["micro batch 1 × accumulation 4"]  # enough by itself: with nothing else
+
+
 def test_what_fits_is_only_made_faster(gpu_tracer: Tracer) -> None:
     raw = deepspeed.load("zero2_local.json").raw | {"train_micro_batch_size_per_gpu": 2}
     config = deepspeed.parse(raw | {"gradient_accumulation_steps": 2})
